@@ -1,0 +1,1 @@
+"""A model in memory -> per-item scores on task suites."""

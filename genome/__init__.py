@@ -1,0 +1,1 @@
+"""What may vary: search.yml -> search space; vector <-> recipe. Pure: no torch, no files."""
