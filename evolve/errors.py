@@ -1,0 +1,56 @@
+"""Errors of the search.
+
+EvolveError
+├── StorageError             the storage path cannot be used (foreign folder, not writable)
+│   ├── StorageLockedError   another driver works on it right now
+│   └── SearchChangedError   it belongs to a search with other settings; carries the differences
+├── JournalError             the journal cannot be read or written
+├── ReplayError              the journal does not repeat under this code: another seed, space or library version
+├── FleetError               there is nobody left to do the work
+│   └── WorkerStartError     a worker could not be prepared; carries its reason
+└── RepeatedFailureError     candidate after candidate fails for the same reason
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EvolveError(Exception):
+    """Base of every error that the search raises on purpose; its text is meant for the person at the terminal."""
+
+
+class StorageError(EvolveError):
+    """The storage path cannot be used."""
+
+
+class StorageLockedError(StorageError):
+    """Another driver holds the storage path."""
+
+
+class SearchChangedError(StorageError):
+    """The storage path was made for a search with other settings; ``differences`` has one line for each."""
+
+    def __init__(self, message: str, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        super().__init__("\n".join([message, *(f"  {line}" for line in self.differences)]))
+
+
+class JournalError(EvolveError):
+    """The journal cannot be read or written."""
+
+
+class ReplayError(EvolveError):
+    """Asked again, the optimiser gives other candidates than the journal holds."""
+
+
+class FleetError(EvolveError):
+    """No worker is left."""
+
+
+class WorkerStartError(FleetError):
+    """A worker could not be prepared."""
+
+
+class RepeatedFailureError(EvolveError):
+    """Candidate after candidate fails for the same reason."""
