@@ -1,0 +1,48 @@
+"""What the search needs from whatever holds the model: take weights, give scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from fitness.results import Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Split: TypeAlias = Literal["search", "holdout"]
+
+
+class Backend(Protocol):
+    """One resident model and a task suite, built once; it knows models and tasks, never genomes."""
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds spent in the model's forward passes since the backend was built."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per forward pass. Part of what a score depends on: fixed for a whole search."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The resident storage by checkpoint name; tied weights once. Writing into it is loading."""
+        ...
+
+    def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes every weight of a model. A tensor that is already the resident storage is not copied.
+
+        Raises:
+            ModelError: a name is missing, unknown, or has another shape; all of them are listed.
+        """
+        ...
+
+    def score(self, split: Split) -> Report:
+        """Scores the weights loaded last on one split of the suite.
+
+        Raises:
+            ScoringError: a metric came out as NaN, None or infinite.
+            OutOfMemory: a batch does not fit.
+        """
+        ...
