@@ -1,0 +1,136 @@
+"""YAML in and out: a safe loader that refuses what is ambiguous or hostile, and a plain dumper."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from merge_engine.errors import Problem, RecipeError
+
+MAX_CHARACTERS = 8_000_000
+MAX_NODES = 1_000_000  # after aliases are expanded
+MAX_DEPTH = 100
+
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """The safe loader, which also reads `1e-3` as a number (YAML 1.2) and not as a text (YAML 1.1)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+class _Dumper(_SafeDumper):  # type: ignore[misc]
+    """The safe dumper: no aliases, lists of plain values on one line."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.Node:
+        plain = not any(isinstance(entry, list | tuple | dict) for entry in sequence)
+        node: yaml.Node = super().represent_sequence(tag, sequence, flow_style=plain and len(sequence) > 0)
+        return node
+
+
+def load_yaml(text: str) -> object:
+    """The plain data of one YAML document.
+
+    Only plain values come out (mappings, lists, texts, numbers, booleans, null). Raises `RecipeError`, with
+    line and column, for wrong syntax, tags that would build objects, duplicate keys, cycles, deep nesting,
+    and documents that are, or that aliases blow up to be, larger than a million entries.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise _error(None, f"{len(text)} characters are too many for a config: at most {MAX_CHARACTERS}")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        _check_keys(node)
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        raise _error(error.problem_mark or error.context_mark, what) from None
+    except yaml.YAMLError as error:
+        raise _error(None, str(error)) from None
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise _error(None, f"a value cannot be read: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def dump_yaml(data: object) -> str:
+    """``data`` as YAML text, keys in their order; floats are written so that they read back exactly."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+def _error(mark: Any, what: str) -> RecipeError:
+    where = "YAML" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
+    return RecipeError([Problem(where, what)])
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse cycles, deep nesting, and graphs that are too large once every alias is a copy."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in open_nodes:
+            raise _error(node.start_mark, "an alias (*name) points to a part that contains it")
+        if depth > MAX_DEPTH:
+            raise _error(node.start_mark, f"nested more than {MAX_DEPTH} levels deep")
+        open_nodes.add(id(node))
+        total = 1 + sum(size(child, depth + 1) for child in _children(node))
+        open_nodes.discard(id(node))
+        if total > MAX_NODES:
+            raise _error(node.start_mark, f"more than {MAX_NODES} entries once aliases are expanded")
+        sizes[id(node)] = total
+        return total
+
+    size(root, 0)
+
+
+def _check_keys(root: yaml.Node) -> None:
+    """Refuse a key that stands twice in one mapping: the second would silently win."""
+    pending, seen = [root], {id(root)}
+    problems = []
+    while pending:
+        node = pending.pop()
+        if isinstance(node, yaml.MappingNode):
+            problems += _duplicates(node)
+        for child in _children(node):
+            if id(child) not in seen:
+                seen.add(id(child))
+                pending.append(child)
+    if problems:
+        raise RecipeError(sorted(problems, key=lambda problem: problem.where))
+
+
+def _duplicates(node: yaml.MappingNode) -> list[Problem]:
+    first_lines: dict[str, int] = {}
+    problems = []
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        line = key.start_mark.line + 1
+        if key.value in first_lines:
+            what = f"the key {key.value!r} stands twice in one mapping"
+            problems.append(Problem(f"line {line}", what, f"it is already in line {first_lines[key.value]}"))
+        first_lines.setdefault(key.value, line)
+    return problems
