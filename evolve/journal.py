@@ -1,0 +1,260 @@
+"""The journal: every candidate of a search, one JSON line each; the only state of a run.
+
+A line counts once its newline is on disk. What a crash leaves behind the last newline is dropped when the journal is
+opened again; anything else that does not parse is damage and refused. Everything that may differ between two runs of
+one search stands under ``measured`` in its line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from evolve.errors import JournalError
+from evolve.outcome import Failed, Outcome, Scored
+from evolve.records import SCHEMA_VERSION, CandidateRecord, HoldoutRecord, Measured, Record, RunRecord
+from evolve.storage import sync_folder, write_atomically
+from fitness.results import Report, TaskResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalView:
+    """What a journal holds; candidates in the order in which they finished."""
+
+    run: RunRecord
+    candidates: tuple[CandidateRecord, ...]
+    holdout: tuple[HoldoutRecord, ...]
+
+
+class Journal:
+    """An open journal, to be appended to by one driver."""
+
+    def __init__(self, path: Path, view: JournalView) -> None:
+        self.path = path
+        self.view = view  # what it held when it was opened
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._size_bytes = os.fstat(self._descriptor).st_size
+
+    @classmethod
+    def create(cls, path: Path, run: RunRecord) -> Journal:
+        """Start the journal of a new search.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        write_atomically(path, _to_line(run))
+        return cls(path, JournalView(run=run, candidates=(), holdout=()))
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """Go on with a journal; a torn last line is cut off.
+
+        Raises:
+            JournalError: as in `read_journal`.
+        """
+        view, whole_bytes = _read(path)
+        if whole_bytes < path.stat().st_size:
+            os.truncate(path, whole_bytes)
+        return cls(path, view)
+
+    def append(self, record: CandidateRecord | HoldoutRecord) -> None:
+        """Put one record on disk; on return it survives a power cut.
+
+        Raises:
+            JournalError: the disk refuses it; the journal is as it was before.
+        """
+        data = _to_line(record).encode()
+        try:
+            written = os.write(self._descriptor, data)
+            if written < len(data):  # the disk filled up half-way: the next write says why
+                os.write(self._descriptor, data[written:])
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, self._size_bytes)
+            raise JournalError(
+                f"cannot write to {self.path}: {error.strerror}; what was found so far is safe: make room and "
+                "start the same command again to go on"
+            ) from error
+        self._size_bytes += len(data)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        sync_folder(self.path.parent)
+
+
+def read_journal(path: Path) -> JournalView:
+    """Read a journal without changing it; a search may be writing to it meanwhile.
+
+    Raises:
+        JournalError: there is none, a line is damaged, or another version of the program wrote it.
+    """
+    return _read(path)[0]
+
+
+def canonical(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """The part of ``records`` that is the same for every run of one search, as plain data in a fixed order."""
+    lines = [_encode(record) for record in records]
+    for line in lines:
+        del line["measured"]
+    return sorted(lines, key=lambda line: (line["kind"], line.get("id", 0), line.get("name", "")))
+
+
+def _read(path: Path) -> tuple[JournalView, int]:
+    """The journal's content and how many bytes of it are whole lines."""
+    run: RunRecord | None = None
+    candidates: dict[int, CandidateRecord] = {}
+    holdout: list[HoldoutRecord] = []
+    whole_bytes = 0
+    for number, line in _whole_lines(path):
+        whole_bytes += len(line)
+        record = _parse(path, number, line)
+        if (number == 1) != isinstance(record, RunRecord):
+            raise JournalError(f"{path}, line {number}: the first line, and only that, has to be the run's")
+        if isinstance(record, RunRecord):
+            run = record
+        elif isinstance(record, HoldoutRecord):
+            holdout.append(record)
+        elif record.id in candidates:
+            raise JournalError(f"{path}, line {number}: candidate {record.id} is there a second time")
+        else:
+            candidates[record.id] = record
+    if run is None:
+        raise JournalError(f"{path} is empty: no search has started there")
+    return JournalView(run=run, candidates=tuple(candidates.values()), holdout=tuple(holdout)), whole_bytes
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb") as handle:
+            for number, line in enumerate(handle, 1):
+                if line.endswith(b"\n"):
+                    yield number, line
+    except OSError as error:
+        raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
+
+
+def _parse(path: Path, number: int, line: bytes) -> Record:
+    try:
+        data = json.loads(line)
+        if data["kind"] == "run" and data["schema"] != SCHEMA_VERSION:
+            raise JournalError(
+                f"{path} has schema version {data['schema']}, this program reads version {SCHEMA_VERSION}: "
+                "finish the search with the version that started it"
+            )
+        return _decode(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise JournalError(
+            f"{path}, line {number} is damaged ({type(error).__name__}: {error}); restore the file from a copy, or "
+            "remove that line to have its candidate scored again"
+        ) from error
+
+
+def _to_line(record: Record) -> str:
+    return json.dumps(_encode(record), separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _encode(record: Record) -> dict[str, Any]:
+    if isinstance(record, RunRecord):
+        return {
+            "kind": "run",
+            "schema": record.schema,
+            "seed": record.seed,
+            "popsize": record.popsize,
+            "batch_size": record.batch_size,
+            "dimensions": record.dimensions,
+            "measured": {"versions": record.versions, "started_at": record.started_at},
+        }
+    if isinstance(record, CandidateRecord):
+        return {
+            "kind": "candidate",
+            "id": record.id,
+            "generation": record.generation,
+            "index": record.index,
+            "origin": record.origin,
+            "recipe": record.recipe,
+            "outcome": _encode_outcome(record.outcome),
+            "measured": asdict(record.measured),
+        }
+    return {
+        "kind": "holdout",
+        "name": record.name,
+        "candidate_id": record.candidate_id,
+        "outcome": _encode_outcome(record.outcome),
+        "measured": asdict(record.measured),
+    }
+
+
+def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, Failed):
+        return {"failed": {"stage": outcome.stage, "reason": outcome.reason}}
+    return {
+        "score": outcome.report.score,
+        "tasks": [
+            {
+                "task": task.task,
+                "metric": task.metric,
+                "weight": task.weight,
+                "value": task.value,
+                "items": [value if value is not None and math.isfinite(value) else None for value in task.items],
+                "item_ids": list(task.item_ids),
+            }
+            for task in outcome.report.tasks
+        ],
+    }
+
+
+def _decode(data: Mapping[str, Any]) -> Record:
+    kind, measured = data["kind"], data["measured"]
+    if kind == "run":
+        return RunRecord(
+            schema=data["schema"],
+            seed=data["seed"],
+            popsize=data["popsize"],
+            batch_size=data["batch_size"],
+            dimensions=data["dimensions"],
+            versions=measured["versions"],
+            started_at=measured["started_at"],
+        )
+    if kind == "candidate":
+        return CandidateRecord(
+            id=data["id"],
+            generation=data["generation"],
+            index=data["index"],
+            origin=data["origin"],
+            recipe=data["recipe"],
+            outcome=_decode_outcome(data["outcome"]),
+            measured=Measured(**measured),
+        )
+    if kind == "holdout":
+        return HoldoutRecord(
+            name=data["name"],
+            candidate_id=data["candidate_id"],
+            outcome=_decode_outcome(data["outcome"]),
+            measured=Measured(**measured),
+        )
+    raise ValueError(f"unknown kind {kind!r}")
+
+
+def _decode_outcome(data: Mapping[str, Any]) -> Outcome:
+    if "failed" in data:
+        return Failed(stage=data["failed"]["stage"], reason=data["failed"]["reason"])
+    return Scored(
+        report=Report(
+            tasks=tuple(
+                TaskResult(
+                    task=task["task"],
+                    metric=task["metric"],
+                    weight=task["weight"],
+                    value=task["value"],
+                    items=tuple(task["items"]),
+                    item_ids=tuple(task["item_ids"]),
+                )
+                for task in data["tasks"]
+            )
+        )
+    )
