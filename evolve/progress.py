@@ -1,0 +1,152 @@
+"""What a person sees while a search runs: a live line on a terminal, a short line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from evolve.fleet import WorkerEvent
+from evolve.observer import Observer, SearchResult
+from evolve.outcome import Failed, Scored
+from evolve.records import CandidateRecord, RunRecord
+from evolve.report.summary import display_name
+from evolve.report.text import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+LOG_INTERVAL_S = 10.0
+
+
+class Tally:
+    """Counts of one session, from which both views are drawn. ``clock`` gives seconds and never runs backwards."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = total
+        self.done = 0
+        self.failed = 0
+        self.best: CandidateRecord | None = None
+        self.best_score = float("-inf")
+        self.workers: set[str] = set()
+        self._clock = clock
+        self._started_at = clock()
+        self._done_before = 0
+
+    def start(self, replayed: tuple[CandidateRecord, ...]) -> None:
+        """Count what earlier sessions did; the speed is measured from now on."""
+        for record in replayed:
+            self.add(record)
+        self._done_before = self.done
+        self._started_at = self._clock()
+
+    def add(self, record: CandidateRecord) -> None:
+        if isinstance(record.outcome, Failed):
+            self.failed += 1
+            return
+        self.done += 1
+        if record.outcome.report.score > self.best_score:
+            self.best, self.best_score = record, record.outcome.report.score
+
+    def worker(self, event: WorkerEvent) -> None:
+        if event.kind == "started":
+            self.workers.add(event.worker)
+        else:
+            self.workers.discard(event.worker)
+
+    @property
+    def seconds_each(self) -> float | None:
+        """Wall seconds per candidate in this session, all workers together; None before the first."""
+        fresh = self.done - self._done_before
+        return (self._clock() - self._started_at) / fresh if fresh else None
+
+    def line(self) -> str:
+        """``24/200 · best 0.6123 (candidate 17) · 1.5 s each · 4 min 24 s left · 2 workers · 1 failed``."""
+        parts = [f"{self.done}/{self.total}"]
+        if self.best is not None:
+            origin = self.best.origin
+            name = f"candidate {self.best.id + 1}" if origin == "sample" else display_name(origin)
+            parts.append(f"best {self.best_score:.4f} ({name})")
+        each = self.seconds_each
+        if each is not None:
+            parts.append(f"{each:.2f} s each")
+            parts.append(f"{duration(each * max(0, self.total - self.done))} left")
+        parts.append(f"{len(self.workers)} worker{'s' if len(self.workers) != 1 else ''}")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        return " · ".join(parts)
+
+
+class LogProgress(Observer):
+    """At most one line every ten seconds, and one for every worker that is lost; for logs and CI."""
+
+    def __init__(
+        self, tally: Tally, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tally = tally
+        self._write = write
+        self._clock = clock
+        self._last = float("-inf")
+
+    def on_start(self, run: RunRecord, replayed: tuple[CandidateRecord, ...]) -> None:
+        self._tally.start(replayed)
+
+    def on_candidate(self, record: CandidateRecord) -> None:
+        self._tally.add(record)
+        if self._clock() - self._last >= LOG_INTERVAL_S:
+            self._last = self._clock()
+            self._write(self._tally.line())
+
+    def on_worker(self, event: WorkerEvent) -> None:
+        self._tally.worker(event)
+        if event.kind != "started":
+            self._write(f"worker {event.worker} {event.kind}: {event.detail}")
+
+    def on_finish(self, result: SearchResult) -> None:
+        self._write(f"{self._tally.line()} · stopped: {result.stopped_because}")
+
+
+class LiveProgress(Observer):
+    """A bar and a line that redraw themselves several times a second; gone from the screen when the search ends."""
+
+    def __init__(self, tally: Tally, console: Console) -> None:
+        from rich.live import Live
+
+        self._tally = tally
+        self._console = console
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4, transient=True)
+
+    def on_start(self, run: RunRecord, replayed: tuple[CandidateRecord, ...]) -> None:
+        self._tally.start(replayed)
+        self._live.start()
+
+    def on_candidate(self, record: CandidateRecord) -> None:
+        self._tally.add(record)
+        if isinstance(record.outcome, Scored) and self._tally.best is record:
+            return
+        if isinstance(record.outcome, Failed):
+            self._console.print(
+                f"candidate {record.id + 1} failed ({record.outcome.stage}): {record.outcome.reason}"
+            )
+
+    def on_worker(self, event: WorkerEvent) -> None:
+        self._tally.worker(event)
+        if event.kind != "started":
+            self._console.print(f"worker {event.worker} {event.kind}: {event.detail}")
+
+    def on_finish(self, result: SearchResult) -> None:
+        self.close()
+        self._console.print(f"{self._tally.line()} · stopped: {result.stopped_because}", markup=False)
+
+    def close(self) -> None:
+        """Give the screen back, also where the search ended in an error. May be called twice."""
+        self._live.stop()
+
+    def _draw(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+
+        bar = ProgressBar(
+            total=self._tally.total, completed=self._tally.done, width=min(60, self._console.width - 2)
+        )
+        return Group(bar, self._tally.line())
