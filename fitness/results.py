@@ -10,9 +10,9 @@ from dataclasses import dataclass
 class TaskResult:
     """One task's outcome.
 
-    ``value`` is the task's aggregated metric as lm-eval reports it. ``items`` holds the metric's per-item value
-    in the task's item order (None where the metric has no number for a single item), ``item_ids`` the index of
-    each item among the task's documents.
+    ``value`` is the task's aggregated metric as lm-eval reports it. ``items`` holds the metric's per-item
+    value in the task's item order (None where the metric has no number for a single item), ``item_ids`` the
+    index of each item among the task's documents.
     """
 
     task: str
@@ -24,7 +24,9 @@ class TaskResult:
 
     def __post_init__(self) -> None:
         if len(self.items) != len(self.item_ids):
-            raise ValueError(f"task {self.task!r}: {len(self.items)} item values for {len(self.item_ids)} items")
+            raise ValueError(
+                f"task {self.task!r}: {len(self.items)} item values for {len(self.item_ids)} items"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

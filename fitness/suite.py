@@ -40,11 +40,11 @@ class SuiteSpec:
     """The tasks of a search and how their items are chosen and prompted.
 
     ``holdout``
-        a share in (0, 1) of every task's items, drawn by ``seed``; or tasks of their own; or None: no held-out items.
+        a share in (0, 1) of every task's items, drawn by ``seed``; or tasks of their own; None holds out nothing.
     ``limit``
         items kept per task and split: a count, or a share below 1 (as lm-eval's ``--limit``); None keeps all.
     ``shuffle``
-        draw the items that ``limit`` keeps at random (by ``seed``, fixed for the whole search), not the first ones.
+        draw the items that ``limit`` keeps at random (by ``seed``, fixed for a search), not the first ones.
     ``num_fewshot``
         overrides the tasks' own number, except where a task fixes it to 0; None keeps theirs.
     ``apply_chat_template``
