@@ -5,9 +5,9 @@ EvolveError
 │   ├── StorageLockedError   another driver works on it right now
 │   └── SearchChangedError   it belongs to a search with other settings; carries the differences
 ├── JournalError             the journal cannot be read or written
-├── ReplayError              the journal does not repeat under this code: another seed, space or library version
+├── ReplayError              the journal does not come out again: another seed, space or library version
 ├── FleetError               there is nobody left to do the work
-│   └── WorkerStartError     a worker could not be prepared; carries its reason
+│   └── WorkerStartError     a worker could not be prepared
 └── RepeatedFailureError     candidate after candidate fails for the same reason
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 
 class EvolveError(Exception):
-    """Base of every error that the search raises on purpose; its text is meant for the person at the terminal."""
+    """Base of every error that the search raises on purpose; its text is meant for people."""
 
 
 class StorageError(EvolveError):

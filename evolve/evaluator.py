@@ -36,7 +36,9 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """One recipe's outcome and where its seconds went; ``forward_s`` is the part inside the model's forward passes."""
+    """One recipe's outcome and where its seconds went; ``forward_s`` is the part inside the model's forward
+    passes.
+    """
 
     outcome: Outcome
     merge_s: float
@@ -52,11 +54,13 @@ class Evaluator(Protocol):
         ...
 
     def set_batch_size(self, batch_size: int) -> None:
-        """Use this batch size from now on: all workers must, since padding reaches the last bit of a score."""
+        """Use this batch size from now on. All workers share one: padding reaches a score's last bit."""
         ...
 
     def evaluate(self, recipe: Mapping[str, Any], split: Split) -> Evaluation:
-        """Score one recipe (plain merge-config data). What goes wrong with the candidate is its ``Failed`` outcome."""
+        """Score one recipe (plain merge-config data). What goes wrong with the candidate is its ``Failed``
+        outcome.
+        """
         ...
 
 

@@ -52,7 +52,7 @@ class WorkerEvent:
 
 
 class Fleet(Protocol):
-    """Workers that score jobs. A worker that dies or hangs is the fleet's own business: its job is retried."""
+    """Workers that score jobs. One that dies or hangs is the fleet's own business: its job is retried."""
 
     @property
     def capacity(self) -> int:
@@ -64,7 +64,9 @@ class Fleet(Protocol):
         ...
 
     def wait(self, timeout_s: float) -> list[Done]:
-        """Jobs finished since the last call, after at most ``timeout_s``. Raises `FleetError` if no worker is left."""
+        """Jobs finished since the last call, after at most ``timeout_s``. Raises `FleetError` if no worker
+        is left.
+        """
         ...
 
     def events(self) -> list[WorkerEvent]:

@@ -1,8 +1,8 @@
 """The journal: every candidate of a search, one JSON line each; the only state of a run.
 
-A line counts once its newline is on disk. What a crash leaves behind the last newline is dropped when the journal is
-opened again; anything else that does not parse is damage and refused. Everything that may differ between two runs of
-one search stands under ``measured`` in its line.
+A line counts once its newline is on disk. What a crash leaves behind the last newline is dropped when the
+journal is opened again; anything else that does not parse is damage and refused. Everything that may differ
+between two runs of one search stands under ``measured`` in its line.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._descriptor, self._size_bytes)
             raise JournalError(
-                f"cannot write to {self.path}: {error.strerror}; what was found so far is safe: make room and "
-                "start the same command again to go on"
+                f"cannot write to {self.path}: {error.strerror}; what was found so far is safe: make room "
+                "and start the same command again to go on"
             ) from error
         self._size_bytes += len(data)
 
@@ -97,7 +97,7 @@ def read_journal(path: Path) -> JournalView:
 
 
 def canonical(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """The part of ``records`` that is the same for every run of one search, as plain data in a fixed order."""
+    """The part of ``records`` that is the same in every run of one search: plain data in a fixed order."""
     lines = [_encode(record) for record in records]
     for line in lines:
         del line["measured"]
@@ -149,8 +149,8 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
         return _decode(data)
     except (ValueError, KeyError, TypeError) as error:
         raise JournalError(
-            f"{path}, line {number} is damaged ({type(error).__name__}: {error}); restore the file from a copy, or "
-            "remove that line to have its candidate scored again"
+            f"{path}, line {number} is damaged ({type(error).__name__}: {error}); restore the file from a copy, "
+            "or remove that line to have its candidate scored again"
         ) from error
 
 
@@ -200,7 +200,9 @@ def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
                 "metric": task.metric,
                 "weight": task.weight,
                 "value": task.value,
-                "items": [value if value is not None and math.isfinite(value) else None for value in task.items],
+                "items": [
+                    value if value is not None and math.isfinite(value) else None for value in task.items
+                ],
                 "item_ids": list(task.item_ids),
             }
             for task in outcome.report.tasks

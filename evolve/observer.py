@@ -14,7 +14,9 @@ from evolve.records import CandidateRecord, RunRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSummary:
-    """The state after one told generation. ``std`` is the search distribution's per coordinate, in the space's units."""
+    """The state after one told generation. ``std`` is the search distribution's per coordinate, in the
+    space's units.
+    """
 
     generation: int
     evaluations: int  # scored candidates so far
@@ -27,7 +29,7 @@ class GenerationSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """How a search ended. ``best`` is the best of all but the mean; both by their cost on the search items."""
+    """How a search ended. ``best`` is the best of all but the mean, by cost on the search items."""
 
     best: CandidateRecord | None
     mean: CandidateRecord | None

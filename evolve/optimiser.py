@@ -22,8 +22,9 @@ ALGORITHMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"cma": {}, "sep-cma": {"CMA_diagonal": True}},
 )
 
-# pycma's criteria after which more samples would be the same point again. The others (flat or stagnating costs) are
-# reasons to restart, but no reason to hand back budget: a score over a few items is flat without being converged.
+# pycma's criteria after which more samples would be the same point again. The others (flat or stagnating
+# costs) are reasons to restart, but no reason to hand back budget: a score over a few items is flat without
+# being converged.
 _CONVERGED = frozenset({"tolx", "noeffectaxis", "noeffectcoord", "tolconditioncov"})
 
 # Steps below this share of a parameter's range make no difference to a bf16 weight.
@@ -34,7 +35,9 @@ class Optimiser(Protocol):
     """Generations of points out, their costs in. The same calls give the same answers, for ever."""
 
     def inject(self, points: Sequence[Vector]) -> None:
-        """Announce points from elsewhere that will be told with the next generation, which is that much smaller."""
+        """Announce points from elsewhere that will be told with the next generation, which is that much
+        smaller.
+        """
         ...
 
     def ask(self) -> list[Vector]:
@@ -66,14 +69,18 @@ class Optimiser(Protocol):
 
 
 def default_popsize(dimensions: int, workers: int) -> int:
-    """pycma's ``4 + 3 ln D``, rounded up so that no worker idles while the last candidates of a generation run."""
+    """pycma's ``4 + 3 ln D``, rounded up so that no worker idles while the last candidates of a generation
+    run.
+    """
     usual = int(4 + 3 * math.log(dimensions))
     return -(-usual // workers) * workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CmaSettings:
-    """Everything CMA-ES is fixed to. ``sigma0`` is a share of the bounds' range; ``restarts`` double the popsize."""
+    """Everything CMA-ES is fixed to. ``sigma0`` is a share of the bounds' range; ``restarts`` double the
+    popsize.
+    """
 
     seed: int
     popsize: int
@@ -95,7 +102,8 @@ class CmaSettings:
 class CmaEs:
     """CMA-ES (Hansen, arXiv 1604.00772) by pycma, with IPOP restarts (Auger and Hansen, CEC 2005).
 
-    Coordinates are scaled to the unit box. Bounds are kept by pycma's smooth, invertible boundary transformation.
+    Coordinates are scaled to the unit box. Bounds are kept by pycma's smooth, invertible boundary
+    transformation.
     """
 
     def __init__(self, settings: CmaSettings, *, start: Vector, lower: Vector, upper: Vector) -> None:
@@ -109,7 +117,9 @@ class CmaEs:
         self._announced: list[Vector] = []
         self._own_points: dict[bytes, Vector] = {}  # a point as the caller knows it -> as pycma knows it
         self._best_cost = math.inf  # of the present run
-        self._best_run: tuple[float, Vector] | None = None  # of the runs before it: their lowest cost, and its mean
+        self._best_run: tuple[float, Vector] | None = (
+            None  # of the runs before it: their lowest cost, and its mean
+        )
 
     def inject(self, points: Sequence[Vector]) -> None:
         self._announced = list(points)
@@ -126,12 +136,15 @@ class CmaEs:
         return points
 
     def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
-        """See `Optimiser.tell`. Fewer pairs than CMA-ES selects parents from, or failures only, teach it nothing."""
+        """See `Optimiser.tell`. Fewer pairs than CMA-ES selects parents from, or failures only, teach it
+        nothing.
+        """
         told = [(self._own_points[point.tobytes()], cost) for point, cost in pairs]
         finite = [cost for _, cost in told if cost < math.inf]
         if not finite or len(told) < self._strategy.sp.weights.mu:
             return
-        # pycma computes medians and ranges of costs: a failure gets a finite one that is just behind the worst.
+        # pycma computes medians and ranges of costs: a failure gets a finite one that is just behind the
+        # worst.
         worst = max(finite) + 1.0
         self._strategy.tell([unit for unit, _ in told], [min(cost, worst) for _, cost in told])
         self._best_cost = min(self._best_cost, *finite)
@@ -188,8 +201,9 @@ class CmaEs:
         )
 
     def _within_reach(self, point: Vector) -> Vector:
-        """Stand-in for a foreign point, in pycma's unbounded coordinates: on the way to it from the mean, no farther
-        than a sample may be (Hansen, Injecting External Solutions Into CMA-ES, arXiv 1110.4181, equation 4).
+        """Stand-in for a foreign point, in pycma's unbounded coordinates: on the way to it from the mean,
+        no farther than a sample may be (Hansen, Injecting External Solutions Into CMA-ES, arXiv 1110.4181,
+        equation 4).
 
         Without this, one good source model far away drags the mean and blows up the step size.
         """

@@ -8,7 +8,8 @@ import numpy as np
 
 
 def random_stream(seed: int, purpose: str, *ids: int) -> np.random.RandomState:
-    """The stream of normal and uniform draws for one purpose; the same arguments give the same draws for ever.
+    """The stream of normal and uniform draws for one purpose; the same arguments give the same draws for
+    ever.
 
     `RandomState` and not `Generator`, because numpy promises never to change what it draws.
     """

@@ -1,7 +1,7 @@
 """The storage path: the folder that holds everything about one search, and at most one driver at a time.
 
-The lock is `flock` on a file inside: the kernel drops it with the process, so that a killed driver leaves nothing to
-clean up by hand.
+The lock is `flock` on a file inside: the kernel drops it with the process, so that a killed driver leaves
+nothing to clean up by hand.
 """
 
 from __future__ import annotations
@@ -45,16 +45,19 @@ class StoragePath:
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
-            raise StorageError(f"{self.folder} is a file; the storage path has to be a folder (a new one is made)")
+            raise StorageError(
+                f"{self.folder} is a file; the storage path has to be a folder (a new one is made)"
+            )
         names = sorted(entry.name for entry in self.folder.iterdir())
         if names and _LOCK_NAME not in names and _SEARCH_NAME not in names:
             raise StorageError(
-                f"{self.folder} is not empty and no storage path of an earlier search (it holds {_listed(names)}, "
-                f"but no {_SEARCH_NAME}); give a new or empty folder"
+                f"{self.folder} is not empty and no storage path of an earlier search (it holds "
+                f"{_listed(names)}, but no {_SEARCH_NAME}); give a new or empty folder"
             )
 
     def lock(self) -> StorageLock:
-        """Make the folder if need be and become its only driver until the lock is released or the process ends.
+        """Make the folder if need be and become its only driver until the lock is released or the process
+        ends.
 
         Raises:
             StorageError: as in `check_usable`, or the folder cannot be written.

@@ -1,0 +1,47 @@
+"""Feeding a fleet: no more jobs in flight than it has room for, none started once the search has to stop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from evolve.fleet import Done, Fleet, Job
+from evolve.interrupt import Interrupt
+from evolve.observer import Observer
+
+_POLL_S = 0.5  # how long Ctrl-C may go unnoticed
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    fleet: Fleet,
+    interrupt: Interrupt,
+    observers: Sequence[Observer],
+    *,
+    on_done: Callable[[Done], None],
+    may_start: Callable[[], bool] = lambda: True,
+) -> None:
+    """Run ``jobs``, each with a call of ``on_done`` when it is finished, in any order.
+
+    When ``may_start`` says no, no more are started and those in flight are waited for; on an interruption
+    they are dropped.
+    """
+    waiting = deque(jobs)
+    running = 0
+
+    def fill() -> None:
+        nonlocal running
+        while waiting and running < fleet.capacity and not interrupt.requested and may_start():
+            fleet.submit(waiting.popleft())
+            running += 1
+
+    fill()
+    while running and not interrupt.requested:
+        finished = fleet.wait(_POLL_S)
+        running -= len(finished)
+        fill()  # before `on_done` writes to the slow disk: no worker should wait for that
+        for done in finished:
+            on_done(done)
+        for event in fleet.events():
+            for observer in observers:
+                observer.on_worker(event)
