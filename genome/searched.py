@@ -1,0 +1,30 @@
+"""What of a merge method a search varies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merge_engine.spec import Method, Parameter
+
+# Where pairs are chosen, each model has a rank instead of the pair having a `t`. The softmax of two ranks in
+# [-4, 4] reaches all but a third of a thousandth of either model.
+_PREFERENCE = Parameter(
+    name="preference", help="rank of a model among those to blend", search_low=-4.0, search_high=4.0
+)
+
+
+def is_pair_method(method: Method) -> bool:
+    """Whether the method blends a base with exactly one other model: each merge takes a pair of models."""
+    return method.needs_base and method.max_models == 1
+
+
+def chooses_pairs(method: Method, models: Sequence[str]) -> bool:
+    """Whether there are more models than a pair method blends at a time."""
+    return is_pair_method(method) and len(models) > 2
+
+
+def searched_parameters(method: Method, models: Sequence[str]) -> tuple[Parameter, ...]:
+    """The numbers that a search can vary; those without default bounds vary only where the file bounds them."""
+    if chooses_pairs(method, models):
+        return (_PREFERENCE,)
+    return tuple(parameter for parameter in method.parameters if parameter.kind == "real")
