@@ -1,0 +1,28 @@
+"""One model's tensor as it is, or times a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from merge_engine.methods.family import Call, Family, Inputs
+from merge_engine.methods.rounding import read, rounded
+
+
+def passthrough(
+    sources: Sequence[Tensor], base_N: None, first: Tensor, dtype: torch.dtype, scale: Tensor | None
+) -> Tensor:
+    """scale * x."""
+    (source_N,) = sources
+    kept_N = read(source_N, dtype)
+    return kept_N if scale is None else rounded(kept_N * scale, dtype)
+
+
+def _calls(inputs: Inputs) -> Iterator[Call]:
+    (scale,) = inputs.job.values("scale")
+    yield Call(start=0, stop=inputs.elements, arguments=(None if scale == 1.0 else torch.tensor(scale),))
+
+
+PASSTHROUGH = Family(kernel=passthrough, calls=_calls)

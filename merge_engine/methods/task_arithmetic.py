@@ -1,0 +1,39 @@
+"""Base plus weighted task vectors. Ilharco et al. 2022, Editing Models with Task Arithmetic, arXiv 2212.04089."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from merge_engine.methods.family import Call, Family, Inputs
+from merge_engine.methods.rounding import rounded
+from merge_engine.methods.task_vectors import add_to_base, factor_or_none, rounded_weights, task_vector
+
+
+def task_arithmetic(
+    sources: Sequence[Tensor],
+    base_N: Tensor,
+    first: Tensor,
+    dtype: torch.dtype,
+    weights_M: Tensor,
+    divisor: Tensor | None,
+    factor: Tensor | None,
+) -> Tensor:
+    """base + lambda * sum_m w_m (x_m - base) (section 2), the sum divided by ``divisor`` where it is given."""
+    mixed_N = rounded(task_vector(sources[0], base_N, dtype) * weights_M[0], dtype)
+    for m, source_N in enumerate(sources[1:], start=1):
+        mixed_N = mixed_N + rounded(task_vector(source_N, base_N, dtype) * weights_M[m], dtype)
+    return add_to_base(base_N, mixed_N, divisor, factor, dtype)
+
+
+def _calls(inputs: Inputs) -> Iterator[Call]:
+    job = inputs.job
+    weights_M = rounded_weights(job.values("weight"), inputs.dtype)
+    divisor = weights_M.sum() if job.flag("normalize") else None
+    arguments = (weights_M, divisor, factor_or_none(job.value("lambda")))
+    yield Call(start=0, stop=inputs.elements, arguments=arguments)
+
+
+TASK_ARITHMETIC = Family(kernel=task_arithmetic, calls=_calls)

@@ -1,0 +1,63 @@
+"""What every method that works on task vectors shares. Suffixes: N elements, M models.
+
+Each step is rounded to the merge dtype where the ecosystem's merges round it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from merge_engine.methods.rounding import read, rounded
+
+NEGLIGIBLE = 1e-8  # a sum of weights below this does not divide
+
+
+def task_vector(source_N: Tensor, base_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """delta = x - base, as fp32."""
+    return rounded(read(source_N, dtype) - read(base_N, dtype), dtype)
+
+
+def add_to_base(
+    base_N: Tensor, mixed_N: Tensor, divisor: Tensor | None, factor: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """base + lambda * mixed / divisor; ``divisor`` (a scalar or one for each element) and lambda may be left out."""
+    mixed_N = rounded(mixed_N, dtype)
+    if divisor is not None:
+        divisor = rounded(divisor, dtype)
+        mixed_N = rounded(mixed_N / torch.where(divisor.abs() < NEGLIGIBLE, 1.0, divisor), dtype)
+    if factor is not None:
+        mixed_N = rounded(mixed_N * factor, dtype)
+    return rounded(read(base_N, dtype) + mixed_N, dtype)
+
+
+def consensus(terms: Sequence[Tensor], weights_M: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
+    """The disjoint mean of weighted task vectors (TIES, arXiv 2306.01708, algorithm 1, steps 2 and 3).
+
+    The sign of each element is elected by the sum of ``terms`` (zero counts as plus); only terms of that sign count.
+    Returns their sum and, with ``normalize``, the sum of their weights.
+    """
+    vote_N = terms[0]
+    for term_N in terms[1:]:
+        vote_N = vote_N + term_N
+    sign_N = torch.where(vote_N >= 0, 1.0, -1.0)
+    agreed_N = torch.zeros_like(vote_N)
+    shares_N = torch.zeros_like(vote_N)
+    for m, term_N in enumerate(terms):
+        signed_N = term_N * sign_N
+        agreed_N = agreed_N + torch.relu(signed_N)
+        if normalize:
+            shares_N = shares_N + torch.where(signed_N > 0, weights_M[m], 0.0)
+    return agreed_N * sign_N, shares_N if normalize else None
+
+
+def rounded_weights(weights: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Weights as the merge dtype holds them, shape (M,), fp32."""
+    return torch.tensor(weights, dtype=torch.float32).to(dtype).to(torch.float32)
+
+
+def factor_or_none(value: float) -> Tensor | None:
+    """A scalar tensor, or None where multiplying changes nothing."""
+    return None if value == 1.0 else torch.tensor(value, dtype=torch.float32)

@@ -1,0 +1,106 @@
+"""What every candidate needs again: open models, mapped tensors, magnitude counts, angles. Made once, kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merge_engine.checkpoint_header import CheckpointHeader, open_header
+from merge_engine.magnitudes import Kept, MagnitudeIndex
+from merge_engine.methods.random_field import field_key
+from merge_engine.methods.rounding import read
+from merge_engine.methods.task_vectors import task_vector
+from merge_engine.plan import TensorJob, TensorRef
+from merge_engine.sources import resolve
+from merge_engine.tensor_files import MERGE_DTYPES, MappedFiles
+
+_SUM_ELEMENTS = 2**15  # torch sums so many in one thread, so the result does not depend on the number of threads
+
+
+class Preparation:
+    """Everything that is known about the source models of one worker."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._files = MappedFiles()
+        self._headers: dict[str, CheckpointHeader] = {}
+        self._magnitudes: dict[tuple[TensorRef, TensorRef, torch.dtype], MagnitudeIndex] = {}
+        self._cosines: dict[tuple[TensorRef, TensorRef, torch.dtype], float] = {}
+
+    def header(self, reference: str) -> CheckpointHeader:
+        """The header of a model by its reference. Raises `CheckpointError`."""
+        if reference not in self._headers:
+            self._headers[reference] = open_header(resolve(reference))
+        return self._headers[reference]
+
+    def tensor(self, ref: TensorRef) -> Tensor:
+        """The stored tensor, flat, as a view of its file: not to be written to."""
+        return self._files.tensor(self.header(ref.model).tensors[ref.name])
+
+    def magnitudes(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> MagnitudeIndex:
+        """The counts of source - base as formed in ``dtype``."""
+        key = (source, base, dtype)
+        if key not in self._magnitudes:
+            source_N, base_N = self.tensor(source), self.tensor(base)
+
+            def delta(start: int, stop: int) -> Tensor:
+                return task_vector(source_N[start:stop], base_N[start:stop], dtype)
+
+            self._magnitudes[key] = MagnitudeIndex(delta, source_N.numel(), exact=dtype == torch.bfloat16)
+        return self._magnitudes[key]
+
+    def cosine(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> float:
+        """Cosine of the angle between two tensors, as read in ``dtype``."""
+        key = (source, base, dtype)
+        if key not in self._cosines:
+            self._cosines[key] = _cosine(self.tensor(source), self.tensor(base), dtype)
+        return self._cosines[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInputs:
+    """`merge_engine.methods.family.Inputs` of one job."""
+
+    job: TensorJob
+    preparation: Preparation
+
+    @property
+    def dtype(self) -> torch.dtype:
+        assert self.job.dtype is not None
+        return MERGE_DTYPES[self.job.dtype]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.job.shape)
+
+    def kept(self, source: int, density: float) -> Kept:
+        if density >= 1.0 or not self.elements:
+            return Kept(threshold=0.0, ties_end=self.elements)
+        assert self.job.base is not None
+        index = self.preparation.magnitudes(self.job.sources[source], self.job.base, self.dtype)
+        return index.kept(max(1, int(density * self.elements)))
+
+    def key(self, source: int, block: int) -> tuple[int, int]:
+        ref = self.job.sources[source]
+        return field_key(self.preparation.seed, ref.model, ref.name, block)
+
+    def cosine(self) -> float:
+        (source,) = self.job.sources
+        assert self.job.base is not None
+        return self.preparation.cosine(source, self.job.base, self.dtype)
+
+
+def _cosine(x_N: Tensor, y_N: Tensor, dtype: torch.dtype) -> float:
+    """Zero tensors count as orthogonal to everything."""
+    xx, yy, xy = [], [], []
+    for start in range(0, x_N.numel(), _SUM_ELEMENTS):
+        x = read(x_N[start : start + _SUM_ELEMENTS], dtype).double()
+        y = read(y_N[start : start + _SUM_ELEMENTS], dtype).double()
+        xx.append(float((x * x).sum()))
+        yy.append(float((y * y).sum()))
+        xy.append(float((x * y).sum()))
+    norms = math.sqrt(math.fsum(xx)) * math.sqrt(math.fsum(yy))
+    return math.fsum(xy) / norms if norms > 0.0 else 0.0
