@@ -78,7 +78,7 @@ class Baselines:
         )
 
     def _uniform(self) -> Baseline:
-        """Equal weights, everything kept, by the search's method; the plain mean where that takes pairs only."""
+        """Equal weights, everything kept, by the search's method; the plain mean where that takes pairs."""
         if isinstance(self.form, PairForm):
             models = self.frame.genome.models
             share = {model: {"weight": 1.0 / len(models)} for model in models}

@@ -21,8 +21,8 @@ from merge_engine.spec.reading import (
     text,
 )
 
-# Where the search file leaves `normalize` open, mergekit-evolve turns it on for these, although in a plain merge
-# of dare_ties it is off.
+# Where the search file leaves `normalize` open, mergekit-evolve turns it on for these; a plain merge of
+# dare_ties has it off.
 _NORMALIZED = ("linear", "ties", "dare_ties")
 
 

@@ -68,7 +68,7 @@ Holdout: TypeAlias = "HoldoutShare | HoldoutTasks"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
-    """How to search. ``popsize`` None: chosen for the dimensions and workers; ``sigma0``: a share of the bounds."""
+    """How to search. ``popsize`` None: by dimensions and workers; ``sigma0``: a share of the bounds."""
 
     name: str = ALGORITHMS[0]
     popsize: int | None = None

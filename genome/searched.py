@@ -24,7 +24,7 @@ def chooses_pairs(method: Method, models: Sequence[str]) -> bool:
 
 
 def searched_parameters(method: Method, models: Sequence[str]) -> tuple[Parameter, ...]:
-    """The numbers that a search can vary; those without default bounds vary only where the file bounds them."""
+    """The numbers that a search can vary; those without default bounds only where the file gives some."""
     if chooses_pairs(method, models):
         return (_PREFERENCE,)
     return tuple(parameter for parameter in method.parameters if parameter.kind == "real")
