@@ -33,6 +33,7 @@ def read_parameters(
         else:
             value = _read_value(data, fields.path(name), scalar_reader(parameter), problems)
             found[name] = 0.0 if value is None else value
+    fields.finish()
     return found
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from merge_engine.errors import Problem
+
+_LARGEST = sys.float_info.max
 
 T = TypeVar("T")
 Reader = Callable[[object], T]
@@ -63,7 +66,7 @@ def real(
     allowed = _interval(low, high, low_open, high_open)
 
     def read(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
             raise Refused(f"expected a number{allowed}, found {shown(value)}")
         too_low = value <= low if low_open else value < low
         too_high = value >= high if high_open else value > high

@@ -21,11 +21,6 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
     """The safe loader, which also reads `1e-3` as a number (YAML 1.2) and not as a text (YAML 1.1)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 class _Dumper(_SafeDumper):  # type: ignore[misc]
     """The safe dumper: no aliases, lists of plain values on one line."""
 
@@ -38,6 +33,14 @@ class _Dumper(_SafeDumper):  # type: ignore[misc]
         return node
 
 
+for _yaml_class in (_Loader, _Dumper):  # the dumper must know too, to write a *text* like this in quotes
+    _yaml_class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
 def load_yaml(text: str) -> object:
     """The plain data of one YAML document.
 
@@ -47,6 +50,19 @@ def load_yaml(text: str) -> object:
     """
     if len(text) > MAX_CHARACTERS:
         raise _error(None, f"{len(text)} characters are too many for a config: at most {MAX_CHARACTERS}")
+    try:
+        _check_depth(text)
+        return _load(text)
+    except yaml.MarkedYAMLError as error:
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        raise _error(error.problem_mark or error.context_mark, what) from None
+    except yaml.YAMLError as error:
+        raise _error(None, str(error)) from None
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise _error(None, f"a value cannot be read: {error}") from None
+
+
+def _load(text: str) -> object:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -55,13 +71,6 @@ def load_yaml(text: str) -> object:
         _check_size(node)
         _check_keys(node)
         return loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise _error(error.problem_mark or error.context_mark, what) from None
-    except yaml.YAMLError as error:
-        raise _error(None, str(error)) from None
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise _error(None, f"a value cannot be read: {error}") from None
     finally:
         loader.dispose()
 
@@ -77,6 +86,18 @@ def _error(mark: Any, what: str) -> RecipeError:
     return RecipeError([Problem(where, what)])
 
 
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting before nodes are built: libyaml does that recursively and overflows the C stack."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise _error(event.start_mark, f"nested more than {MAX_DEPTH} levels deep")
+
+
 def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
@@ -84,26 +105,24 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Refuse cycles, deep nesting, and graphs that are too large once every alias is a copy."""
+    """Refuse cycles, and graphs that are too large once every alias is a copy."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
-    def size(node: yaml.Node, depth: int) -> int:
+    def size(node: yaml.Node) -> int:
         if id(node) in sizes:
             return sizes[id(node)]
         if id(node) in open_nodes:
             raise _error(node.start_mark, "an alias (*name) points to a part that contains it")
-        if depth > MAX_DEPTH:
-            raise _error(node.start_mark, f"nested more than {MAX_DEPTH} levels deep")
         open_nodes.add(id(node))
-        total = 1 + sum(size(child, depth + 1) for child in _children(node))
+        total = 1 + sum(size(child) for child in _children(node))
         open_nodes.discard(id(node))
         if total > MAX_NODES:
             raise _error(node.start_mark, f"more than {MAX_NODES} entries once aliases are expanded")
         sizes[id(node)] = total
         return total
 
-    size(root, 0)
+    size(root)
 
 
 def _check_keys(root: yaml.Node) -> None:
