@@ -40,7 +40,7 @@ class SuiteSpec:
     """The tasks of a search and how their items are chosen and prompted.
 
     ``holdout``
-        a share in (0, 1) of every task's items, drawn by ``seed``; or tasks of their own; None holds out nothing.
+        a share in (0, 1) of every task's items, drawn by ``seed``; or tasks of their own; or None.
     ``limit``
         items kept per task and split: a count, or a share below 1 (as lm-eval's ``--limit``); None keeps all.
     ``shuffle``

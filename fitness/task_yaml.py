@@ -21,7 +21,10 @@ _NAME_LINE = re.compile(r"^['\"]?(?:task|group|tag)['\"]?[ \t]*:[ \t]*(.*)$", re
 _TAG_LIST = re.compile(r"^['\"]?tag['\"]?[ \t]*:[ \t]*\n((?:[ \t]*-[^\n]*\n?)+)", re.MULTILINE)
 
 
-class _TolerantLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # chosen at run time
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one if PyYAML has it
+
+
+class _TolerantLoader(_SafeLoader):  # type: ignore[misc]  # chosen at run time
     """The safe loader; a ``!function module.name`` tag becomes the text ``module.name``."""
 
 

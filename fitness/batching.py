@@ -1,0 +1,67 @@
+"""How many sequences go through the model at once, and which. Pure: the same inputs give the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+# Measured on one CPU core with a 1.6 M-parameter model: decoding 600 prompts takes the same time at 64 to 300
+# rows. On GPUs, more rows than this no longer change the time per token of models that are worth merging.
+MAX_ROWS = 256
+
+# Of the memory offered, what batches may take: the rest is fragmentation and the merge's own work.
+_USABLE_SHARE = 0.8
+_LOGIT_BYTES = 4 + 4  # a logit in fp32 and its log-probability
+_LIVE_ACTIVATIONS = 12  # hidden-size vectors alive at once per token: residual, norm, q, k, v, output, MLP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the memory of a forward pass depends on."""
+
+    layers: int
+    hidden_size: int
+    kv_size: int  # key-value heads x head dimension
+    vocab_size: int
+    weight_bytes: int  # per element: 2 for bf16, 4 for fp32
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, weight_bytes: int) -> ModelFacts:
+        """Reads a ``config.json`` (of a text model, or the ``text_config`` of a composite one)."""
+        config = config.get("text_config") or config
+        hidden = int(config.get("hidden_size") or config["n_embd"])
+        heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+        head_size = int(config.get("head_dim") or hidden // heads)
+        return cls(
+            layers=int(config.get("num_hidden_layers") or config["n_layer"]),
+            hidden_size=hidden,
+            kv_size=int(config.get("num_key_value_heads") or heads) * head_size,
+            vocab_size=int(config["vocab_size"]),
+            weight_bytes=weight_bytes,
+        )
+
+
+def auto_batch_size(facts: ModelFacts, memory_bytes: int, longest_tokens: int, scored_tokens: int = 1) -> int:
+    """Rows per forward pass that fit ``memory_bytes``: a power of two between 1 and 256.
+
+    Args:
+        memory_bytes: free memory of the device, with the model's weights already in it.
+        longest_tokens: the longest sequence, prompt and answer together.
+        scored_tokens: positions of one sequence whose logits are needed at the same time.
+    """
+    cache_bytes = 2 * facts.layers * facts.kv_size * facts.weight_bytes  # keys and values, per token
+    # The cache may exist twice for a moment, while finished rows are dropped from it.
+    per_token = 2 * cache_bytes + _LIVE_ACTIVATIONS * facts.hidden_size * facts.weight_bytes
+    per_row = per_token * longest_tokens + scored_tokens * facts.vocab_size * _LOGIT_BYTES
+    fitting = int(memory_bytes * _USABLE_SHARE / max(per_row, 1))
+    return 1 << (min(max(fitting, 1), MAX_ROWS).bit_length() - 1)
+
+
+def batches(items: Sequence[Item], rows: int, length: Callable[[Item], int]) -> Iterator[list[int]]:
+    """Indices of ``items``, longest first (equal ones in their order), ``rows`` at a time."""
+    order = sorted(range(len(items)), key=lambda index: -length(items[index]))
+    for start in range(0, len(order), rows):
+        yield order[start : start + rows]

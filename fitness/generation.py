@@ -1,0 +1,139 @@
+"""Greedy decoding of many prompts at once.
+
+A lean loop instead of ``model.generate``: each row has its own stop strings and length, rows that are
+finished leave the batch, and text is decoded only where the last token can have completed a stop string.
+
+The model's own ``generation_config.json`` only says which tokens end an answer; its sampling settings and
+penalties are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitness.batching import batches
+from fitness.errors import ModelError
+from fitness.kv_cache import left_padded, roomy_cache
+from fitness.requests import Generation
+from fitness.resident import ResidentModel
+
+# Dropping rows copies the cache once; below this share of finished rows the copy costs more than it saves.
+_DROP_SHARE = 0.125
+
+
+class Generator:
+    """Answers `Generation` requests with text, in batches fixed at the start."""
+
+    def __init__(self, tokenizer: Any, requests: Sequence[Generation], rows: int) -> None:
+        self._requests = tuple(requests)
+        self._batches = tuple(batches(self._requests, rows, lambda request: len(request.prompt)))
+        self._stopping = StopWords(tokenizer, (request.stops for request in requests))
+
+    def run(self, model: ResidentModel) -> list[str]:
+        """The text of each request, in their order, cut before its stop string.
+
+        Raises:
+            ModelError: the model's logits are NaN.
+        """
+        texts = [""] * len(self._requests)
+        for batch in self._batches:
+            answers = _decode_batch(model, [self._requests[index] for index in batch], self._stopping)
+            for index, tokens in zip(batch, answers, strict=True):
+                texts[index] = self._stopping.cut(tokens, self._requests[index].stops)
+        return texts
+
+
+class StopWords:
+    """Knows, for each set of stop strings, after which tokens the text is worth looking at."""
+
+    def __init__(self, tokenizer: Any, stop_sets: Iterable[tuple[str, ...]]) -> None:
+        self._tokenizer = tokenizer
+        self._watched: dict[tuple[str, ...], frozenset[int]] = {}
+        self._ending: dict[tuple[str, ...], frozenset[int]] = {}
+        pieces: list[str] | None = None
+        for stops in stop_sets:
+            if stops in self._watched:
+                continue
+            pieces = pieces or [tokenizer.decode([token]) for token in range(len(tokenizer))]
+            self._watched[stops] = _completing_tokens(pieces, stops)
+            self._ending[stops] = frozenset(
+                token for token, text in tokenizer.added_tokens_decoder.items() if str(text) in stops
+            )
+
+    def reached(self, tokens: list[int], stops: tuple[str, ...]) -> bool:
+        """Whether the text of ``tokens`` holds a stop string now; it held none before the last token."""
+        if tokens[-1] in self._ending[stops]:
+            return True
+        if tokens[-1] not in self._watched[stops]:
+            return False
+        text = self._text(tokens)
+        return any(stop in text for stop in stops)
+
+    def cut(self, tokens: list[int], stops: tuple[str, ...]) -> str:
+        """The text of ``tokens``, without special tokens, up to the first stop string."""
+        text = self._text(tokens)
+        for stop in stops:
+            text = text.split(stop, 1)[0]
+        return text
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _completing_tokens(pieces: list[str], stops: tuple[str, ...]) -> frozenset[int]:
+    """Tokens that can complete a stop string: those whose text has its last character.
+
+    A blank at the end can come from the way tokens are joined, and half a character has no text of its own
+    (shown as U+FFFD): there, every token, or every such token, counts.
+    """
+    if any(stop[-1] == " " for stop in stops):
+        return frozenset(range(len(pieces)))
+    last = {stop[-1] for stop in stops} | {"\ufffd"}
+    return frozenset(token for token, text in enumerate(pieces) if not last.isdisjoint(text))
+
+
+def _decode_batch(model: ResidentModel, requests: list[Generation], stopping: StopWords) -> list[list[int]]:
+    """The new tokens of each request, without the end-of-sequence token."""
+    longest = max(request.max_new_tokens for request in requests)
+    ids, mask = left_padded([request.prompt for request in requests], model.pad_id, model.device)
+    cache = roomy_cache(model.config, room=longest)
+    logits = model.forward(ids, mask, cache=cache, keep=1)[:, -1]
+    if torch.isnan(logits).any():
+        raise ModelError("the model's logits are NaN")
+    mask = torch.cat([mask, mask.new_ones(len(requests), longest)], dim=1)
+    width = ids.shape[1]
+    answers: list[list[int]] = [[] for _ in requests]
+    rows = list(range(len(requests)))  # the request of each row of the batch
+    alive = [True] * len(requests)
+    while True:
+        chosen = logits.argmax(dim=-1)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            alive[row] = alive[row] and _goes_on(token, answers[row], requests[row], model, stopping)
+        kept = [place for place, row in enumerate(rows) if alive[row]]
+        if not kept:
+            return answers
+        if len(kept) <= len(rows) * (1 - _DROP_SHARE):
+            rows = [rows[place] for place in kept]
+            chosen, mask = _select(kept, chosen, mask, cache)
+        width += 1
+        logits = model.forward(chosen[:, None], mask[:, :width], cache=cache, keep=1)[:, -1]
+
+
+def _goes_on(
+    token: int, answer: list[int], request: Generation, model: ResidentModel, stopping: StopWords
+) -> bool:
+    """Takes a row's next token into its answer; whether the row needs another one."""
+    if token in model.end_ids:
+        return False
+    answer.append(token)
+    return len(answer) < request.max_new_tokens and not stopping.reached(answer, request.stops)
+
+
+def _select(places: list[int], chosen: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+    index = torch.tensor(places, device=chosen.device)
+    cache.reorder_cache(index)
+    return chosen.index_select(0, index), mask.index_select(0, index)
