@@ -40,8 +40,8 @@ def run_jobs(
         finished = fleet.wait(_POLL_S)
         running -= len(finished)
         fill()  # before `on_done` writes to the slow disk: no worker should wait for that
-        for done in finished:
-            on_done(done)
         for event in fleet.events():
             for observer in observers:
                 observer.on_worker(event)
+        for done in finished:
+            on_done(done)

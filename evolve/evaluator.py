@@ -18,6 +18,7 @@ class WorkerContext:
     name: str
     threads: int
     device: str  # "cpu" or "cuda": a worker sees only its own GPU
+    memory_share: float  # of the memory that is free on its machine, in (0, 1]
     logs: Path | None  # folder for its log file; None on a machine that does not see the storage path
 
 
@@ -29,9 +30,8 @@ class Facts:
     threads: int
     batch_size: int  # sequences per forward pass that fit its memory
     memory_bytes: int  # resident set, or the device's allocated memory
-    probe_s: float  # seconds that one candidate takes, measured on the first one
+    probe_s: float  # seconds that one candidate takes
     search_items: int
-    holdout_items: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

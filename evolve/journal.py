@@ -149,8 +149,8 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
         return _decode(data)
     except (ValueError, KeyError, TypeError) as error:
         raise JournalError(
-            f"{path}, line {number} is damaged ({type(error).__name__}: {error}); restore the file from a copy, "
-            "or remove that line to have its candidate scored again"
+            f"{path}, line {number} is damaged ({type(error).__name__}: {error}); restore the file "
+            "from a copy, or remove that line to have its candidate scored again"
         ) from error
 
 

@@ -22,6 +22,7 @@ class Share:
     workers: int
     threads: int
     device: str
+    memory_share: float  # of a machine's free memory
     resources: dict[str, float] = field(default_factory=dict)
 
 
@@ -89,11 +90,18 @@ def plan_workers(num_workers: int | None, device: str | None) -> Share:
             workers=workers,
             threads=max(1, sum(cores) // workers),
             device="cuda",
+            memory_share=1 / max(1, workers // len(nodes)),
             resources={"num_gpus": 1, "num_cpus": 0},
         )
     workers = num_workers or max(1, sum(min(count, _MOST_CPU_WORKERS) for count in cores))
     threads = threads_per_worker(cores, workers)
-    return Share(workers=workers, threads=threads, device="cpu", resources={"num_cpus": threads})
+    return Share(
+        workers=workers,
+        threads=threads,
+        device="cpu",
+        memory_share=1 / min(workers, max(cores) // threads),
+        resources={"num_cpus": threads},
+    )
 
 
 def threads_per_worker(cores: Sequence[int], workers: int) -> int:

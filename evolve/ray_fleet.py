@@ -166,7 +166,11 @@ class RayFleet:
         import ray
 
         context = WorkerContext(
-            name=name, threads=self._share.threads, device=self._share.device, logs=self._settings.logs
+            name=name,
+            threads=self._share.threads,
+            device=self._share.device,
+            memory_share=self._share.memory_share,
+            logs=self._settings.logs,
         )
         # max_task_retries stays 0: a candidate is retried by us, on a worker that was prepared again.
         actor = ray.remote(Worker).options(**self._share.resources).remote(self._factory, context)

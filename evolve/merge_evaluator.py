@@ -1,0 +1,152 @@
+"""The evaluator of a search over merges: merged in memory, into the resident model that is then scored.
+
+Light to import: what it needs is imported in the worker.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evolve.evaluator import Evaluation, Facts, WorkerContext
+from evolve.outcome import Failed, Scored, Stage
+from evolve.records import Split
+from evolve.worker import one_line
+from fitness.suite import SuiteSpec
+from merge_engine.spec.recipe import parse_recipe
+
+if TYPE_CHECKING:
+    from fitness.transformers_backend import TransformersBackend
+    from merge_engine.engine import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatorSpec:
+    """All that a worker needs to know; picklable, and an `evolve.evaluator.EvaluatorFactory`.
+
+    ``model``: the reference (folder or hub id) whose config and tokenizer every candidate has. ``dtype``:
+    of the resident weights. ``batch_size``: None takes what fits the worker's memory. ``probe``: a recipe,
+    as plain data, that is scored once to warm up and to measure a candidate's time.
+    """
+
+    model: str
+    suite: SuiteSpec
+    dtype: str
+    seed: int
+    probe: Mapping[str, Any]
+    batch_size: int | None = None
+    trust_remote_code: bool = False
+
+    def __call__(self, context: WorkerContext) -> MergeEvaluator:
+        return MergeEvaluator(self, context)
+
+
+class MergeEvaluator:
+    """See `evolve.evaluator.Evaluator`. Keeps open files, prepared sources, built tasks and the one
+    resident model.
+    """
+
+    _engine: Engine
+    _backend: TransformersBackend
+
+    def __init__(self, spec: EvaluatorSpec, context: WorkerContext) -> None:
+        self._spec = spec
+        self._context = context
+
+    def prepare(self) -> Facts:
+        """
+        Raises:
+            FitnessError, MergeError: the model or the tasks cannot be built.
+        """
+        import torch
+
+        from merge_engine.engine import Engine
+
+        torch.set_num_threads(self._context.threads)
+        self._engine = Engine(seed=self._spec.seed, device=self._context.device)
+        self._backend = self._new_backend(self._spec.batch_size)
+        self._load(self._spec.probe)  # the first merge also prepares the sources
+        started = time.perf_counter()
+        probe = self.evaluate(self._spec.probe, "search")
+        tasks = probe.outcome.report.tasks if isinstance(probe.outcome, Scored) else ()
+        return Facts(
+            device=self._context.device,
+            threads=self._context.threads,
+            batch_size=self._backend.batch_size,
+            memory_bytes=_memory_bytes(self._context.device),
+            probe_s=time.perf_counter() - started,
+            search_items=sum(len(task.items) for task in tasks),
+        )
+
+    def set_batch_size(self, batch_size: int) -> None:
+        if batch_size != self._backend.batch_size:
+            self._backend = self._new_backend(batch_size)
+
+    def evaluate(self, recipe: Mapping[str, Any], split: Split) -> Evaluation:
+        stage: Stage = "merge"
+        forward_s = self._backend.forward_s
+        started = merged = time.perf_counter()
+        try:
+            self._load(recipe)
+            merged, stage = time.perf_counter(), "score"
+            outcome: Scored | Failed = Scored(report=self._backend.score(split))
+        except Exception as error:
+            traceback.print_exc()
+            outcome = Failed(stage=stage, reason=one_line(error))
+            _release_memory(self._context.device)
+        ended = time.perf_counter()
+        if stage == "merge":
+            merged = ended
+        return Evaluation(
+            outcome=outcome,
+            merge_s=merged - started,
+            score_s=ended - merged,
+            forward_s=self._backend.forward_s - forward_s,
+        )
+
+    def _load(self, recipe: Mapping[str, Any]) -> None:
+        self._backend.load(self._engine.stream(parse_recipe(recipe), into=self._backend.tensors()))
+
+    def _new_backend(self, batch_size: int | None) -> TransformersBackend:
+        from fitness.transformers_backend import TransformersBackend
+        from merge_engine.sources import resolve
+
+        return TransformersBackend(
+            resolve(self._spec.model),
+            self._spec.suite,
+            dtype=self._spec.dtype,
+            device=self._context.device,
+            batch_size=batch_size,
+            memory_bytes=_share_bytes(self._context),
+            trust_remote_code=self._spec.trust_remote_code,
+        )
+
+
+def _share_bytes(context: WorkerContext) -> int | None:
+    """The worker's part of its machine's free memory; None, for all of it, where it has a GPU to itself."""
+    if context.device == "cuda":
+        return None
+    import psutil
+
+    return int(psutil.virtual_memory().available * context.memory_share)
+
+
+def _memory_bytes(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _release_memory(device: str) -> None:
+    """Give back what a failed candidate left behind, so that the next one finds the room it is used to."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
