@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from evolve.fleet import WorkerEvent
 from evolve.observer import Observer, SearchResult
-from evolve.outcome import Failed, Scored
+from evolve.options import View
+from evolve.outcome import Failed
 from evolve.records import CandidateRecord, RunRecord
 from evolve.report.summary import display_name
 from evolve.report.text import duration
@@ -20,7 +21,7 @@ LOG_INTERVAL_S = 10.0
 
 
 class Tally:
-    """Counts of one session, from which both views are drawn. ``clock`` gives seconds and never runs backwards."""
+    """Counts of one session, from which both views are drawn. ``clock`` gives seconds that never run back."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = total
@@ -41,11 +42,10 @@ class Tally:
         self._started_at = self._clock()
 
     def add(self, record: CandidateRecord) -> None:
+        self.done += 1
         if isinstance(record.outcome, Failed):
             self.failed += 1
-            return
-        self.done += 1
-        if record.outcome.report.score > self.best_score:
+        elif record.outcome.report.score > self.best_score:
             self.best, self.best_score = record, record.outcome.report.score
 
     def worker(self, event: WorkerEvent) -> None:
@@ -77,7 +77,23 @@ class Tally:
         return " · ".join(parts)
 
 
-class LogProgress(Observer):
+class Progress(Observer):
+    """A view that may be closed early; what it needs to be closed for is its own affair."""
+
+    def close(self) -> None:
+        """Give the screen back, also where the search ended in an error. May be called twice."""
+
+
+def progress_view(view: View, total: int, console: Console) -> Progress:
+    """The view that was asked for; ``auto`` is the live one on a terminal and the log anywhere else."""
+    if view == "quiet":
+        return Progress()
+    if view == "live" or (view == "auto" and console.is_terminal):
+        return LiveProgress(Tally(total), console)
+    return LogProgress(Tally(total), lambda line: console.print(line, markup=False))
+
+
+class LogProgress(Progress):
     """At most one line every ten seconds, and one for every worker that is lost; for logs and CI."""
 
     def __init__(
@@ -100,14 +116,14 @@ class LogProgress(Observer):
     def on_worker(self, event: WorkerEvent) -> None:
         self._tally.worker(event)
         if event.kind != "started":
-            self._write(f"worker {event.worker} {event.kind}: {event.detail}")
+            self._write(f"{event.worker} {event.kind}: {event.detail}")
 
     def on_finish(self, result: SearchResult) -> None:
         self._write(f"{self._tally.line()} · stopped: {result.stopped_because}")
 
 
-class LiveProgress(Observer):
-    """A bar and a line that redraw themselves several times a second; gone from the screen when the search ends."""
+class LiveProgress(Progress):
+    """A bar and a line that redraw themselves; gone from the screen when the search ends."""
 
     def __init__(self, tally: Tally, console: Console) -> None:
         from rich.live import Live
@@ -122,25 +138,23 @@ class LiveProgress(Observer):
 
     def on_candidate(self, record: CandidateRecord) -> None:
         self._tally.add(record)
-        if isinstance(record.outcome, Scored) and self._tally.best is record:
-            return
         if isinstance(record.outcome, Failed):
-            self._console.print(
-                f"candidate {record.id + 1} failed ({record.outcome.stage}): {record.outcome.reason}"
-            )
+            self._say(f"candidate {record.id + 1} failed ({record.outcome.stage}): {record.outcome.reason}")
 
     def on_worker(self, event: WorkerEvent) -> None:
         self._tally.worker(event)
         if event.kind != "started":
-            self._console.print(f"worker {event.worker} {event.kind}: {event.detail}")
+            self._say(f"{event.worker} {event.kind}: {event.detail}")
 
     def on_finish(self, result: SearchResult) -> None:
         self.close()
-        self._console.print(f"{self._tally.line()} · stopped: {result.stopped_because}", markup=False)
+        self._say(f"{self._tally.line()} · stopped: {result.stopped_because}")
 
     def close(self) -> None:
-        """Give the screen back, also where the search ended in an error. May be called twice."""
         self._live.stop()
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
 
     def _draw(self) -> RenderableType:
         from rich.console import Group

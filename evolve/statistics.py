@@ -38,7 +38,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HoldoutRow:
+class TableRow:
     """One candidate on the held-out items; ``score`` is None for a failure, which ``failure`` explains."""
 
     name: str
@@ -56,7 +56,7 @@ class HoldoutTable:
     Choosing the opponent after the fact can only make the comparison harder for the merge.
     """
 
-    rows: tuple[HoldoutRow, ...]
+    rows: tuple[TableRow, ...]
     best_source: str | None
     without_interval: tuple[str, ...]  # tasks whose metric is no mean over items
 
@@ -90,9 +90,9 @@ def paired_difference(report: Report, other: Report) -> Estimate:
     return Estimate(value=report.score - other.score, half_width=_combine(report.tasks, differences))
 
 
-def _row(record: HoldoutRecord, opponent: Report | None, *, is_opponent: bool) -> HoldoutRow:
+def _row(record: HoldoutRecord, opponent: Report | None, *, is_opponent: bool) -> TableRow:
     if isinstance(record.outcome, Failed):
-        return HoldoutRow(
+        return TableRow(
             name=record.name,
             candidate_id=record.candidate_id,
             score=None,
@@ -101,7 +101,7 @@ def _row(record: HoldoutRecord, opponent: Report | None, *, is_opponent: bool) -
             failure=record.outcome.reason,
         )
     report = record.outcome.report
-    return HoldoutRow(
+    return TableRow(
         name=record.name,
         candidate_id=record.candidate_id,
         score=estimate(report),

@@ -1,11 +1,11 @@
-"""Weights & Biases, with the incumbent's metric names. A tracker that fails is switched off; the search goes on."""
+"""Weights & Biases, with the incumbent's metric names. What fails here never stops the search."""
 
 from __future__ import annotations
 
 import functools
+import secrets
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from evolve.observer import GenerationSummary, Observer, SearchResult
@@ -69,7 +69,7 @@ class WandbTracker(Observer):
         self._run = wandb.init(
             project=self._project,
             entity=self._entity,
-            id=self._run_id(wandb.util.generate_id),
+            id=self._run_id(),
             resume="allow",
             dir=str(self._storage.folder),
             config={**self._settings, "random_seed": run.seed, "dimensions": run.dimensions},
@@ -101,10 +101,10 @@ class WandbTracker(Observer):
         if self._run is not None and not self.failed:
             _harmless(lambda tracker: tracker._run.finish())(self)
 
-    def _run_id(self, generate: Callable[[], str]) -> str:
-        path: Path = self._storage.folder / _RUN_ID_NAME
+    def _run_id(self) -> str:
+        path = self._storage.folder / _RUN_ID_NAME
         if not path.exists():
-            write_atomically(path, generate() + "\n")
+            write_atomically(path, secrets.token_hex(4) + "\n")
         return path.read_text(encoding="utf-8").strip()
 
     def _publish(self, best: CandidateRecord | None) -> None:
@@ -147,7 +147,7 @@ def _table(wandb: Any, recipe: Mapping[str, Any]) -> Any:
 
 
 def numbers(data: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in plain recipe data with its path of keys, e.g. ``slices[0].sources[1].parameters.weight``."""
+    """Every number in plain recipe data with its path, e.g. ``slices[0].sources[1].parameters.weight``."""
     if isinstance(data, Mapping):
         for key, value in data.items():
             yield from numbers(value, f"{path}.{key}" if path else str(key))

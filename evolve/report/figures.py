@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evolve.records import Measured
 from evolve.report.summary import BASELINE_PREFIX, ScoredCandidate, Summary, display_name, short_model
 from evolve.report.weights import Panel
 from evolve.statistics import HoldoutTable
@@ -96,6 +97,8 @@ def overview(summary: Summary) -> Figure:
 
 
 def _paint_search(axes: Axes, summary: Summary) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     scored = summary.scored
     kinds = (
         ("candidate", BLUE, "o", 22, lambda origin: not _is_baseline(origin) and origin != "mean"),
@@ -135,7 +138,7 @@ def _paint_search(axes: Axes, summary: Summary) -> None:
             numbers, [floor] * len(numbers), marker="x", c=RED, s=36, label="failed", clip_on=False, zorder=4
         )
     axes.set(title="Search", xlabel="candidate", ylabel="score on search items (weighted sum)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right", fontsize=8.5)
 
 
@@ -235,34 +238,52 @@ def _write_numbers(axes: Axes, panel: Panel, edge: float) -> None:
 
 
 def timeline(summary: Summary) -> Figure:
-    """When each worker was merging, in the model's forward passes, or at anything else; gaps are idle."""
-    workers = sorted({record.measured.worker for record in summary.candidates})
-    origin = min(record.measured.started_s for record in summary.candidates)
+    """When each worker was merging, in the model's forward passes, or at anything else; gaps are idle.
+
+    Pauses between sessions, in which nobody worked, are cut out.
+    """
+    measured = [record.measured for record in summary.candidates]
+    workers = sorted({span.worker for span in measured})
+    place = _without_pauses(measured)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for row, worker in enumerate(workers):
-            spans = [r.measured for r in summary.candidates if r.measured.worker == worker]
-            starts = [span.started_s - origin for span in spans]
+            spans = [span for span in measured if span.worker == worker]
+            starts = [place(span.started_s) for span in spans]
+            merged = [start + span.merge_s for start, span in zip(starts, spans, strict=True)]
             parts = (
                 ("other", "#c9d7e0", starts, [span.wall_s for span in spans]),
                 ("merging", ORANGE, starts, [span.merge_s for span in spans]),
-                (
-                    "forward passes",
-                    BLUE,
-                    [start + span.merge_s for start, span in zip(starts, spans, strict=True)],
-                    [min(span.forward_s, span.wall_s - span.merge_s) for span in spans],
-                ),
+                ("forward passes", BLUE, merged, [span.forward_s for span in spans]),
             )
             for label, color, begin, length in parts:
                 bars = list(zip(begin, length, strict=True))
                 axes.broken_barh(
                     bars, (row - 0.36, 0.72), color=color, lw=0, label=label if row == 0 else None
                 )
-            axes.vlines(starts, row - 0.36, row + 0.36, color="white", lw=0.8)
-        axes.set_yticks(range(len(workers)), workers)
+            axes.vlines(starts, row - 0.36, row + 0.36, color="white", lw=0.5)
+        axes.set_yticks(range(len(workers)), [_busy_label(worker, summary) for worker in workers])
         axes.grid(visible=False, axis="y")
-        axes.set(title="Workers", xlabel="seconds since the first candidate started")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=3, fontsize=8.5)
+        axes.margins(x=0.01)
+        axes.set(title="What each worker was doing", xlabel="seconds of searching")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)
 
-    return draw(11.0, 1.7 + 0.42 * len(workers), paint)
+    return draw(11.0, 1.8 + 0.42 * len(workers), paint)
+
+
+def _busy_label(worker: str, summary: Summary) -> str:
+    busy_s = sum(r.measured.wall_s for r in summary.candidates if r.measured.worker == worker)
+    return f"{worker}, busy {busy_s / summary.elapsed_s:.0%}" if summary.elapsed_s else worker
+
+
+def _without_pauses(spans: Sequence[Measured], longest_s: float = 60.0) -> Callable[[float], float]:
+    """From a time since the epoch to seconds of searching: gaps longer than ``longest_s`` do not count."""
+    ordered = sorted(spans, key=lambda span: span.started_s)
+    shifts = [(ordered[0].started_s, ordered[0].started_s)]  # from when on, how much to take off
+    end = ordered[0].started_s
+    for span in ordered:
+        if span.started_s - end > longest_s:
+            shifts.append((span.started_s, shifts[-1][1] + span.started_s - end))
+        end = max(end, span.started_s + span.wall_s)
+    return lambda time_s: time_s - max(shift for begin, shift in shifts if begin <= time_s)

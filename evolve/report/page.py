@@ -21,8 +21,8 @@ _PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 70rem; margin: 2rem auto;
-  padding: 0 1.2rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
+  max-width: 70rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0.2rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 0.6rem; border-bottom: 1px solid #ddd; padding-bottom: 0.2rem; }
 p.lead { font-size: 1.1rem; color: #444; margin-top: 0; }
@@ -97,7 +97,7 @@ def _search_section(summary: Summary) -> list[str]:
 def _holdout_section(summary: Summary) -> list[str]:
     table = summary.table
     if not table.rows:
-        note = "No held-out items were scored: the scores above are of the items that the search chose by, and optimistic."
+        note = "No held-out items were scored. Scores on the items that the search chose by are optimistic."
         return ["<h2>Held-out items</h2>", _note(note)]
     tasks = next((row.tasks for row in table.rows if row.tasks), ())
     head = ["", "score", "against best source", *(task for task, _ in tasks)]

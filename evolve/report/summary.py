@@ -61,7 +61,7 @@ class Summary:
 
     @property
     def elapsed_s(self) -> float:
-        """Wall time in which candidates were being scored; pauses between resumed sessions are not counted."""
+        """Wall time in which candidates were being scored; pauses between sessions are not counted."""
         spans = sorted((m.started_s, m.started_s + m.wall_s) for m in (r.measured for r in self.candidates))
         total, end = 0.0, 0.0
         for start, stop in spans:
@@ -87,5 +87,5 @@ def display_name(origin: str) -> str:
 
 
 def short_model(reference: str) -> str:
-    """The part of a model reference that a figure has room for: the last folder, of a model and its adapter."""
+    """What a figure has room for of a model reference: the last folder, of a model and its adapter."""
     return "+".join(part.rstrip("/").rsplit("/", 1)[-1] for part in reference.split("+"))

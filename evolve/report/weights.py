@@ -102,7 +102,7 @@ def _by_filter(value: Any) -> list[tuple[str, Any]]:
 
 
 def _gradient(value: Any) -> list[float] | None:
-    """A number or list of numbers as gradient nodes; None for switches and words, which a heatmap cannot show."""
+    """A number or list of numbers as gradient nodes; None for what no heatmap can show, such as switches."""
     nodes = value if isinstance(value, tuple) else (value,)
     if not nodes or any(isinstance(node, bool) or not isinstance(node, int | float) for node in nodes):
         return None

@@ -1,0 +1,30 @@
+"""`mergevolve merge`: one recipe, one model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from evolve.cli.errors import plain_errors
+
+
+@click.command("merge")
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--random-seed", type=int, default=0, show_default=True, help="Seed of the random methods (dare_*)."
+)
+def command(config: Path, out: Path, random_seed: int) -> None:
+    """Merge CONFIG (a merge config as mergekit-yaml reads it) into the model folder OUT."""
+    with plain_errors():
+        from merge_engine.spec import load_yaml, parse_recipe
+
+        recipe = parse_recipe(load_yaml(config.read_text(encoding="utf-8")))
+
+        from merge_engine.folder import write_model
+
+        from merge_engine.engine import Engine
+
+        write_model(Engine(seed=random_seed), recipe, out)
+    click.echo(f"wrote {out}")

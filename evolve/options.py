@@ -1,0 +1,40 @@
+"""What the person at the terminal asked for, beyond the search file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+View = Literal["auto", "live", "log", "quiet"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """Options of one start of a search; None leaves a choice to the search file or to the machine.
+
+    ``max_fevals`` and ``timeout_s`` overrule the file's budget, ``sigma0`` and ``popsize`` its optimizer.
+    ``num_gpus`` 0 leaves GPUs alone.
+    """
+
+    search_file: Path
+    storage_path: Path
+    max_fevals: int | None = None
+    timeout_s: float | None = None
+    seed: int = 0
+    sigma0: float | None = None
+    popsize: int | None = None
+    batch_size: int | None = None
+    num_workers: int | None = None
+    num_gpus: int | None = None
+    ray_address: str | None = None
+    candidate_timeout_s: float | None = None
+    retries: int = 2
+    trust_remote_code: bool = False
+    allow_benchmarks: bool = False
+    task_search_paths: tuple[str, ...] = ()
+    wandb: bool = False
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
+    save_final_model: bool = True
+    view: View = "auto"

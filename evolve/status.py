@@ -1,0 +1,112 @@
+"""Where a search stands, read from its storage path while it runs or after. Changes nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evolve.journal import read_journal
+from evolve.report import text
+from evolve.report.summary import Summary, display_name, summarise
+from evolve.storage import StoragePath
+from genome.errors import SearchFileError
+from genome.parse import parse_search_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """``total`` is the budget in the kept search file, or None; ``running``: is a driver at work?"""
+
+    summary: Summary
+    total: int | None
+    running: bool
+    silent_s: float | None  # since the last candidate finished
+    has_model: bool
+
+
+def read_status(folder: Path) -> Status:
+    """
+    Raises:
+        JournalError: there is no journal in ``folder``, or it is damaged.
+    """
+    storage = StoragePath(folder)
+    summary = summarise(read_journal(storage.journal))
+    ends = [record.measured.started_s + record.measured.wall_s for record in summary.candidates]
+    return Status(
+        summary=summary,
+        total=_budget(storage.search_file),
+        running=is_running(storage),
+        silent_s=max(0.0, time.time() - max(ends)) if ends else None,
+        has_model=storage.final_model.is_dir(),
+    )
+
+
+def is_running(storage: StoragePath) -> bool:
+    """Whether a driver holds the storage path; asking takes no lock that would outlive the question."""
+    lock = storage.folder / ".lock"
+    if not lock.exists():
+        return False
+    with lock.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def show(status: Status, console: Console) -> None:
+    """Print where the search stands, its best candidates, and the held-out table once there is one."""
+    for line in lines(status):
+        console.print(line, highlight=False, markup=False)
+    if status.summary.scored:
+        console.print(text.candidates(status.summary))
+    table = status.summary.table
+    if table.rows:
+        console.print(text.holdout(table))
+        for note in text.footnotes(table):
+            console.print(note, highlight=False, markup=False)
+
+
+def lines(status: Status) -> list[str]:
+    """The state in a few lines."""
+    summary = status.summary
+    total = "" if status.total is None else f" of {status.total}"
+    state = "running" if status.running else "not running"
+    said = [f"{state}; {len(summary.scored)}{total} candidates scored, {len(summary.failures)} failed"]
+    if status.running and status.silent_s is not None:
+        said[0] += f", the last one {text.duration(status.silent_s)} ago"
+    if summary.best is not None:
+        best, source = summary.best, summary.best_source
+        said.append(
+            f"best {best.score:.4f} (candidate {best.record.id + 1}, {display_name(best.record.origin)})"
+        )
+        if source is not None:
+            said[-1] += f"; best source {source.score:.4f} ({display_name(source.record.origin)})"
+    left_s = _left_s(status)
+    if left_s is not None:
+        said.append(f"about {text.duration(left_s)} left")
+    if status.has_model:
+        said.append("the winner is in final_model/")
+    return said + text.failure_lines(summary)
+
+
+def _left_s(status: Status) -> float | None:
+    """Time left at the pace so far; None for a search that does not run or has no known end."""
+    done = len(status.summary.candidates)
+    if not status.running or status.total is None or not done:
+        return None
+    return status.summary.elapsed_s / done * max(0, status.total - done)
+
+
+def _budget(search_file: Path) -> int | None:
+    """The kept search file has the budget that the search was last started with."""
+    try:
+        return parse_search_file(search_file.read_text(encoding="utf-8")).budget.candidates
+    except (OSError, SearchFileError):
+        return None
