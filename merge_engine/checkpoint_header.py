@@ -74,7 +74,9 @@ def read_safetensors_header(file: Path) -> dict[str, TensorInfo]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"{file}: no safetensors file, or cut short (header of {length} bytes, file of {size})")
+                raise CheckpointError(
+                    f"{file}: no safetensors file, or cut short (header of {length} bytes, file of {size})"
+                )
             header = json.loads(stream.read(length))
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
@@ -103,7 +105,9 @@ def _tensor_info(file: Path, name: str, entry: Any, data_begin: int, data_bytes:
             f"{file}: tensor {name!r} claims bytes {begin} to {end} of {data_bytes}: the file is cut short or damaged"
         )
     if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise CheckpointError(f"{file}: tensor {name!r} of shape {list(shape)} ({dtype}) claims {end - begin} bytes")
+        raise CheckpointError(
+            f"{file}: tensor {name!r} of shape {list(shape)} ({dtype}) claims {end - begin} bytes"
+        )
     return TensorInfo(dtype=dtype, shape=shape, file=file, begin=data_begin + begin, end=data_begin + end)
 
 
@@ -112,10 +116,14 @@ def _shards(folder: Path) -> list[Path]:
         files = sorted(set(_weight_map(folder).values()))
         outside = [name for name in files if Path(name).name != name or name in ("", ".", "..")]
         if outside:
-            raise CheckpointError(f"{folder / INDEX_FILE}: {outside[0]!r} leaves the model folder; use plain file names")
+            raise CheckpointError(
+                f"{folder / INDEX_FILE}: {outside[0]!r} leaves the model folder; use plain file names"
+            )
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
-            raise CheckpointError(f"{folder}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing[:5])}")
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing[:5])}"
+            )
         return [folder / name for name in files]
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
@@ -147,7 +155,9 @@ def _read_json(file: Path, hint: str) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}" + (f" ({hint})" if hint else "")) from error
+        raise CheckpointError(
+            f"{file}: cannot be read: {error.strerror or error}" + (f" ({hint})" if hint else "")
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: no JSON: {error}") from error
     if not isinstance(data, dict):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import PlanError, Problem
 from merge_engine.methods.table import FAMILIES
 from merge_engine.plan import Plan, TensorJob, make_plan
@@ -42,7 +43,19 @@ class Engine:
         """What `stream` will do. Raises `PlanError`."""
         return make_plan(recipe, self._preparation.header)
 
-    def stream(self, recipe: Recipe, into: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+    def header(self, reference: str) -> CheckpointHeader:
+        """The header of a source model, opened once. Raises `CheckpointError`."""
+        return self._preparation.header(reference)
+
+    def result_dtype(self, job: TensorJob) -> torch.dtype:
+        """The dtype of a merged tensor as it is streamed when no resident tensor takes it."""
+        if job.out_dtype is None:
+            return self._preparation.tensor(job.base or job.sources[0]).dtype
+        return MERGE_DTYPES[job.out_dtype]
+
+    def stream(
+        self, recipe: Recipe, into: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """The merged tensors by checkpoint name, ordered by layer.
 
         Where ``into`` has the name, the result is written to that tensor and it is what is yielded; otherwise a
@@ -58,9 +71,7 @@ class Engine:
             yield job.name, self._merge(job, self._new(job) if target is None else target, compiled)
 
     def _new(self, job: TensorJob) -> Tensor:
-        if job.out_dtype is None:
-            return torch.empty(job.shape, dtype=self._preparation.tensor(job.base or job.sources[0]).dtype)
-        return torch.empty(job.shape, dtype=MERGE_DTYPES[job.out_dtype], device=self._device)
+        return torch.empty(job.shape, dtype=self.result_dtype(job), device=self._device)
 
     @torch.no_grad()
     def _merge(self, job: TensorJob, target: Tensor, compiled: bool) -> Tensor:

@@ -38,7 +38,9 @@ class LayerNames:
 def layer_names(header: CheckpointHeader) -> LayerNames:
     """Sort the tensors of a checkpoint into layers. Raises `CheckpointError` where no layer stack is found."""
     stacks = _stacks(header.tensors)
-    complete = {prefix: layers for prefix, layers in stacks.items() if sorted(layers) == list(range(len(layers)))}
+    complete = {
+        prefix: layers for prefix, layers in stacks.items() if sorted(layers) == list(range(len(layers)))
+    }
     if header.num_layers is not None:
         complete = {prefix: layers for prefix, layers in complete.items() if len(layers) == header.num_layers}
     if not complete:

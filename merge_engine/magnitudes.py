@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 2**18
+_SMALL_BLOCK, _LARGE_BLOCK = 2**12, 2**18  # elements; small blocks are quicker to scan but need more counts
+_LARGE_FROM = 2**20
 _BINS = 2**15
 _BIN_SHIFT = 16
 _MAGNITUDE_BITS = 0x7FFFFFFF
@@ -44,8 +45,9 @@ class MagnitudeIndex:
         self._delta = delta
         self._elements = elements
         self._exact = exact
-        starts = range(0, elements, BLOCK_ELEMENTS)
-        blocks = [_populated(delta(start, min(start + BLOCK_ELEMENTS, elements))) for start in starts]
+        self._block_elements = _LARGE_BLOCK if elements >= _LARGE_FROM else _SMALL_BLOCK
+        count = -(-elements // self._block_elements)
+        blocks = [_populated(self._block(block)[1]) for block in range(count)]
         bins = [block_bins for block_bins, _ in blocks]
         self._bins = np.unique(np.concatenate(bins))[::-1] if bins else np.empty(0, np.int64)  # largest first
         self._counts = _table(self._bins, blocks)
@@ -87,8 +89,8 @@ class MagnitudeIndex:
         return Kept(threshold=float(magnitudes[wanted - 1]), ties_end=int(place) + 1)
 
     def _block(self, block: int) -> tuple[int, Tensor]:
-        start = block * BLOCK_ELEMENTS
-        return start, self._delta(start, min(start + BLOCK_ELEMENTS, self._elements))
+        start = block * self._block_elements
+        return start, self._delta(start, min(start + self._block_elements, self._elements))
 
 
 def _bins_of(delta_N: Tensor) -> Tensor:

@@ -58,12 +58,24 @@ class TensorJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerOrigin:
+    """The layer whose names and shapes a layer of the result has."""
+
+    model: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Every tensor of the result in the order of the stream: before the layers, layer by layer, after them."""
 
     jobs: tuple[TensorJob, ...]
-    num_layers: int
-    config_source: str  # the model whose config describes the result, but for its layer count
+    layers: tuple[LayerOrigin, ...]
+    config_source: str  # the model whose config describes the result, but for its layers
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
 
 def make_plan(recipe: Recipe, header_of: Callable[[str], CheckpointHeader]) -> Plan:
@@ -126,7 +138,12 @@ class _Planner:
         jobs = tuple(self._jobs(pieces))
         if self._problems:
             raise PlanError(_most_telling(self._problems))
-        return Plan(jobs=jobs, num_layers=sum(piece.count for piece in pieces), config_source=pieces[0].pattern)
+        layers = tuple(
+            LayerOrigin(model=piece.pattern, index=self._starts(piece)[piece.pattern] + index)
+            for piece in pieces
+            for index in range(piece.count)
+        )
+        return Plan(jobs=jobs, layers=layers, config_source=pieces[0].pattern)
 
     def _pieces(self) -> list[_Piece]:
         recipe = self._recipe
@@ -134,7 +151,9 @@ class _Planner:
             return [self._sliced(f"slices[{i}]", piece) for i, piece in enumerate(recipe.slices)]
         whole = tuple(
             SliceSource(
-                model=entry.model, layer_range=(0, len(self._models[entry.model].names.layers)), parameters=entry.parameters
+                model=entry.model,
+                layer_range=(0, len(self._models[entry.model].names.layers)),
+                parameters=entry.parameters,
             )
             for entry in recipe.models or ()
         )
@@ -143,8 +162,12 @@ class _Planner:
             counts[recipe.base_model] = len(self._models[recipe.base_model].names.layers)
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{model} has {count}" for model, count in counts.items())
-            self._refuse("models", f"numbers of layers differ: {listed}", "choose equal runs of layers with slices")
-        return [_Piece(where="models", sources=whole, base_model=recipe.base_model, shared=(recipe.parameters,))]
+            self._refuse(
+                "models", f"numbers of layers differ: {listed}", "choose equal runs of layers with slices"
+            )
+        return [
+            _Piece(where="models", sources=whole, base_model=recipe.base_model, shared=(recipe.parameters,))
+        ]
 
     def _sliced(self, where: str, piece: OutputSlice) -> _Piece:
         return _Piece(
@@ -162,7 +185,11 @@ class _Planner:
     def _check_range(self, where: str, source: SliceSource) -> None:
         count = len(self._models[source.model].names.layers)
         if source.layer_range[1] > count:
-            self._refuse(where, f"{list(source.layer_range)} is out of range", f"{source.model} has layers 0 to {count - 1}")
+            self._refuse(
+                where,
+                f"{list(source.layer_range)} is out of range",
+                f"{source.model} has layers 0 to {count - 1}",
+            )
 
     def _jobs(self, pieces: Sequence[_Piece]) -> Iterator[TensorJob]:
         first, last = pieces[0], pieces[-1]
@@ -182,9 +209,12 @@ class _Planner:
         pattern = self._names(piece)
         for suffix in pattern.layers[starts[piece.pattern] + index]:
             names = {
-                model: self._models[model].names.name(starts[model] + index, suffix) for model in self._members(piece)
+                model: self._models[model].names.name(starts[model] + index, suffix)
+                for model in self._members(piece)
             }
-            yield from self._job(piece, output.name(output_index, suffix), names, layer_place(index, piece.count))
+            yield from self._job(
+                piece, output.name(output_index, suffix), names, layer_place(index, piece.count)
+            )
 
     def _starts(self, piece: _Piece) -> dict[str, int]:
         """The first layer of each model in this slice; a base that is not among the sources is taken as the first is."""
@@ -219,13 +249,21 @@ class _Planner:
             base=None if base is None else TensorRef(model=base, name=names[base]),
             sources=tuple(TensorRef(model=source.model, name=names[source.model]) for source in merged),
             per_source=tuple(
-                self._parameters("model", (source.parameters, *piece.shared), name, place, f"{piece.where} ({source.model})")
+                self._parameters(
+                    "model",
+                    (source.parameters, *piece.shared),
+                    name,
+                    place,
+                    f"{piece.where} ({source.model})",
+                )
                 for source in merged
             ),
             shared=self._parameters("global", piece.shared, name, place, piece.where),
         )
 
-    def _parameters(self, scope: str, levels: Levels, name: str, place: float, where: str) -> dict[str, Scalar]:
+    def _parameters(
+        self, scope: str, levels: Levels, name: str, place: float, where: str
+    ) -> dict[str, Scalar]:
         found: dict[str, Scalar] = {}
         for parameter in self._method.parameters:
             if parameter.scope != scope:
@@ -262,7 +300,9 @@ class _Planner:
         rest = {shape[1:] for shape in shapes.values()}
         vocabularies = {model: self._models[model].header.config.get("vocab_size") for model in shapes}
         if len(rest) == 1 and all(vocabularies[model] == count for model, count in rows.items()):
-            return "the vocabularies differ; bring the models to one tokenizer (resize_token_embeddings) first"
+            return (
+                "the vocabularies differ; bring the models to one tokenizer (resize_token_embeddings) first"
+            )
         return "merge models of one architecture and size"
 
     def _refuse(self, where: str, what: str, remedy: str = "") -> None:

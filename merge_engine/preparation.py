@@ -17,7 +17,9 @@ from merge_engine.plan import TensorJob, TensorRef
 from merge_engine.sources import resolve
 from merge_engine.tensor_files import MERGE_DTYPES, MappedFiles
 
-_SUM_ELEMENTS = 2**15  # torch sums so many in one thread, so the result does not depend on the number of threads
+_SUM_ELEMENTS = (
+    2**15
+)  # torch sums so many in one thread, so the result does not depend on the number of threads
 
 
 class Preparation:

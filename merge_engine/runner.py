@@ -11,17 +11,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import Argument, Call, Kernel
+from merge_engine.methods.family import SHORT_ELEMENTS, Argument, Call, Kernel
 from merge_engine.methods.rounding import rounded
 
 CompilePolicy = Literal["auto", "always", "never"]
 
 PIECE_ELEMENTS = 2**15  # eager: some ten fp32 temporaries of this size stay in a core's cache
-COMPILE_FROM_ELEMENTS = 50_000_000  # compiling takes 5-20 s once, and saves about 30 ns per element and candidate
-_COMPILED_TENSOR_ELEMENTS = 2**16  # below this, a compiled call gains nothing
+COMPILE_FROM_ELEMENTS = (
+    50_000_000  # compiling takes 5-20 s once, and saves about 30 ns per element and candidate
+)
 
 # Rounding must stay where the kernels put it, and a product must not be fused into a sum.
-_INDUCTOR_OPTIONS = {"emulate_precision_casts": True, "cpp.enable_floating_point_contract_flag": "off"}
+_INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "emulate_precision_casts": True,
+    "cpp.enable_floating_point_contract_flag": "off",
+}
 _VARIANTS = 64  # numbers of models, dtypes and switches for which one kernel may be compiled
 
 
@@ -56,15 +60,16 @@ class Runner:
         ``dtypes``: the merge dtype and the dtype of the result, to which values are rounded even where ``out_N``
         could hold more.
         """
-        compiled = compiled and call.stop - call.start >= _COMPILED_TENSOR_ELEMENTS
-        step = call.stop - call.start if compiled else PIECE_ELEMENTS
+        compiled = compiled and call.stop - call.start >= SHORT_ELEMENTS
+        whole = compiled or call.stop - call.start < SHORT_ELEMENTS
+        step = call.stop - call.start if whole else PIECE_ELEMENTS
         write = _compiled(kernel) if compiled else functools.partial(_write, kernel)
-        arguments = tuple(self._moved(argument) for argument in call.arguments)
+        arguments = self._moved(call.arguments)
         for start in range(call.start, call.stop, max(step, 1)):
             stop = min(start + step, call.stop)
             write(
                 _piece(out_N, start, stop),
-                [self._moved(_piece(source_N, start, stop)) for source_N in sources],
+                tuple(self._moved(_piece(source_N, start, stop)) for source_N in sources),
                 None if base_N is None else self._moved(_piece(base_N, start, stop)),
                 torch.tensor(start - call.start, dtype=torch.int32, device=self._device),
                 dtypes,
@@ -72,7 +77,9 @@ class Runner:
             )
 
     def _moved(self, value: Any) -> Any:
-        return value.to(self._device) if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):
+            return value.to(self._device)
+        return tuple(self._moved(entry) for entry in value) if isinstance(value, tuple) else value
 
 
 def has_compiler() -> bool:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from merge_engine.errors import CheckpointError
 
-WANTED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+WANTED_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+)
 
 
 def resolve(reference: str) -> Path:

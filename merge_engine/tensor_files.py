@@ -38,8 +38,7 @@ class MappedFiles:
         if file not in self._bytes:
             size = file.stat().st_size
             try:
-                storage = torch.UntypedStorage.from_file(str(file), False, size)
+                self._bytes[file] = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
             except RuntimeError as error:
                 raise CheckpointError(f"{file}: cannot be mapped: {error}") from error
-            self._bytes[file] = torch.tensor([], dtype=torch.uint8).set_(storage, 0, (size,), (1,))
         return self._bytes[file]

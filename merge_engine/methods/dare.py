@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Argument, Call, Family, Inputs
-from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N, field_threshold
+from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N
 from merge_engine.methods.rounding import rounded
 from merge_engine.methods.task_vectors import (
     add_to_base,
@@ -30,14 +30,14 @@ def _terms(
     dtype: torch.dtype,
     weights_M: Tensor,
     keys_M2: Tensor,
-    limits_M: Tensor,
+    densities_M: Tensor,
     gains_M: Tensor,
 ) -> list[Tensor]:
     """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m (equation 2, gain = 1 / density)."""
     terms = []
     for m, source_N in enumerate(sources):
-        kept_N = field_N(first, source_N.numel(), keys_M2[m]) < limits_M[m]
-        delta_N = torch.where(kept_N, task_vector(source_N, base_N, dtype), 0.0)
+        kept_N = field_N(first, source_N.numel(), keys_M2[m]).lt_(densities_M[m])
+        delta_N = task_vector(source_N, base_N, dtype) * kept_N
         terms.append(rounded(rounded(delta_N * gains_M[m], dtype) * weights_M[m], dtype))
     return terms
 
@@ -49,13 +49,13 @@ def dare_linear(
     dtype: torch.dtype,
     weights_M: Tensor,
     keys_M2: Tensor,
-    limits_M: Tensor,
+    densities_M: Tensor,
     gains_M: Tensor,
     normalize: bool,
     factor: Tensor | None,
 ) -> Tensor:
     """base + lambda * sum_m of the terms, divided by the sum of the weights with ``normalize``."""
-    terms = _terms(sources, base_N, first, dtype, weights_M, keys_M2, limits_M, gains_M)
+    terms = _terms(sources, base_N, first, dtype, weights_M, keys_M2, densities_M, gains_M)
     mixed_N = terms[0]
     for term_N in terms[1:]:
         mixed_N = mixed_N + term_N
@@ -69,13 +69,13 @@ def dare_ties(
     dtype: torch.dtype,
     weights_M: Tensor,
     keys_M2: Tensor,
-    limits_M: Tensor,
+    densities_M: Tensor,
     gains_M: Tensor,
     normalize: bool,
     factor: Tensor | None,
 ) -> Tensor:
     """As `dare_linear`, but only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3)."""
-    terms = _terms(sources, base_N, first, dtype, weights_M, keys_M2, limits_M, gains_M)
+    terms = _terms(sources, base_N, first, dtype, weights_M, keys_M2, densities_M, gains_M)
     mixed_N, divisor_N = consensus(terms, weights_M, normalize)
     return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)
 
@@ -84,9 +84,8 @@ def _calls(inputs: Inputs) -> Iterator[Call]:
     job = inputs.job
     densities = job.values("density")
     gains = [1.0 / density if job.flag("rescale") else 1.0 for density in densities]
-    limits_M = torch.tensor([field_threshold(density) for density in densities], dtype=torch.int32)
     rest: tuple[Argument, ...] = (
-        limits_M,
+        torch.tensor(densities, dtype=torch.float32),
         torch.tensor(gains, dtype=torch.float32),
         job.flag("normalize"),
         factor_or_none(job.value("lambda")),

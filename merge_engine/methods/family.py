@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -12,7 +12,11 @@ from torch import Tensor
 from merge_engine.magnitudes import Kept
 from merge_engine.plan import TensorJob
 
-Argument: TypeAlias = "Tensor | bool | None"
+SHORT_ELEMENTS = (
+    2**16
+)  # a shorter tensor is merged in one piece, and never compiled: calls would cost more than work
+
+Argument: TypeAlias = "Tensor | Sequence[Tensor] | bool | None"
 
 # kernel(sources, base_N, first, dtype, *arguments) -> merged_N
 #   sources    M tensors of shape (N,), any float dtype; base_N likewise, or None where the method has no base

@@ -11,7 +11,9 @@ from torch import Tensor
 from merge_engine.methods.family import Call, Family, Inputs
 from merge_engine.methods.rounding import read, rounded
 
-COLLINEAR = 0.9995  # above this cosine the arc is so short that the chord is taken, as in the ecosystem's merges
+COLLINEAR = (
+    0.9995  # above this cosine the arc is so short that the chord is taken, as in the ecosystem's merges
+)
 
 
 def slerp(

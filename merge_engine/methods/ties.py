@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.magnitudes import Kept
-from merge_engine.methods.family import Call, Family, Inputs
+from merge_engine.methods.family import SHORT_ELEMENTS, Call, Family, Inputs
 from merge_engine.methods.rounding import rounded
 from merge_engine.methods.task_vectors import (
     add_to_base,
@@ -27,15 +28,18 @@ def ties(
     first: Tensor,
     dtype: torch.dtype,
     weights_M: Tensor,
-    thresholds_M: Tensor,
+    thresholds: Sequence[Tensor],
     normalize: bool,
     factor: Tensor | None,
 ) -> Tensor:
-    """base + lambda * (disjoint mean of the trimmed task vectors); step 1 keeps magnitudes >= the threshold."""
+    """base + lambda * (disjoint mean of the trimmed task vectors).
+
+    Step 1 keeps magnitudes that reach the model's threshold, which is a scalar or one number per element.
+    """
     terms = []
     for m, source_N in enumerate(sources):
         delta_N = task_vector(source_N, base_N, dtype)
-        trimmed_N = torch.where(delta_N.abs() >= thresholds_M[m], delta_N, 0.0)
+        trimmed_N = delta_N * delta_N.abs().ge_(thresholds[m])
         terms.append(rounded(trimmed_N * weights_M[m], dtype))
     mixed_N, divisor_N = consensus(terms, weights_M, normalize)
     return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)
@@ -46,16 +50,30 @@ def _calls(inputs: Inputs) -> Iterator[Call]:
     weights_M = rounded_weights(job.values("weight"), inputs.dtype)
     kept = [inputs.kept(m, density) for m, density in enumerate(job.values("density"))]
     rest = (job.flag("normalize"), factor_or_none(job.value("lambda")))
-    for start, stop, thresholds in _runs(kept, inputs.elements):
-        thresholds_M = torch.tensor(thresholds, dtype=torch.float32)
-        yield Call(start=start, stop=stop, arguments=(weights_M, thresholds_M, *rest))
+    for start, stop in _runs(kept, inputs.elements):
+        thresholds = tuple(_thresholds(entry, start, stop) for entry in kept)
+        yield Call(start=start, stop=stop, arguments=(weights_M, thresholds, *rest))
 
 
-def _runs(kept: Sequence[Kept], elements: int) -> Iterator[tuple[int, int, list[float]]]:
-    """Cut the tensor where a model's ties end, so that within a run one threshold says what is kept."""
-    cuts = sorted({0, elements, *(min(entry.ties_end, elements) for entry in kept)})
-    for start, stop in zip(cuts, cuts[1:], strict=False):
-        yield start, stop, [entry.threshold if start < entry.ties_end else _above(entry.threshold) for entry in kept]
+def _runs(kept: Sequence[Kept], elements: int) -> Iterator[tuple[int, int]]:
+    """Cut a long tensor where a model's ties end, so that scalars say what is kept; a short one costs less whole."""
+    if elements < SHORT_ELEMENTS:
+        yield 0, elements
+    else:
+        yield from itertools.pairwise(
+            sorted({0, elements, *(min(entry.ties_end, elements) for entry in kept)})
+        )
+
+
+def _thresholds(kept: Kept, start: int, stop: int) -> Tensor:
+    """What the magnitudes of elements [start, stop) must reach: past the last tie that is kept, a little more."""
+    if kept.ties_end >= stop:
+        return torch.tensor(kept.threshold)
+    if kept.ties_end <= start:
+        return torch.tensor(_above(kept.threshold))
+    thresholds_N = torch.full((stop - start,), kept.threshold)
+    thresholds_N[kept.ties_end - start :] = _above(kept.threshold)
+    return thresholds_N
 
 
 def _above(magnitude: float) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec.methods import METHODS, Method
 from merge_engine.spec.parameters import parameters_data, read_parameters
 from merge_engine.spec.reading import Fields, one_of, shown, text
+from merge_engine.spec.recipe_checks import NO_LAYERS, recipe_problems
 from merge_engine.spec.values import Value
 
 DTYPES = ("bfloat16", "float16", "float32")
-_NO_LAYERS = (0, 0)  # stands for a layer range that was refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ class _RecipeReader:
             found = "neither" if recipe.models is None else "both"
             top.refuse("", f"expected either models or slices, found {found}")
         if self._method is not None:
-            self._check(recipe, self._method)
+            self._problems += recipe_problems(recipe, self._method)
         return recipe
 
     def _refuse_later_keys(self, top: Fields) -> None:
@@ -209,97 +209,8 @@ class _RecipeReader:
         found = "missing" if data is None else f"found {shown(data)}"
         what = f"expected [first, end] with 0 <= first < end, {found}"
         fields.refuse("layer_range", what, "the end is not included: [0, 8] takes layers 0 to 7")
-        return _NO_LAYERS
+        return NO_LAYERS
 
     def _parameters(self, fields: Fields, *, of_model: bool) -> dict[str, Value]:
         level = fields.fields("parameters")
         return read_parameters(level, self._method, of_model=of_model, problems=self._problems)
-
-    def _check(self, recipe: Recipe, method: Method) -> None:
-        if recipe.models is not None:
-            merge = _Merge(
-                where="models",
-                inputs=recipe.models,
-                base_model=recipe.base_model,
-                base_must_be_listed=not method.needs_base,
-                shared=(recipe.parameters,),
-            )
-            self._check_merge(merge, method)
-        if recipe.slices == ():
-            self._refuse("slices", "the list is empty", "give at least one slice")
-        for i, piece in enumerate(recipe.slices or ()):
-            merge = _Merge(
-                where=f"slices[{i}].sources",
-                inputs=piece.sources,
-                base_model=piece.base_model or recipe.base_model,
-                base_must_be_listed=True,
-                shared=(piece.parameters, recipe.parameters),
-            )
-            self._check_merge(merge, method)
-            self._check_lengths(merge.where, piece)
-
-    def _check_merge(self, merge: _Merge, method: Method) -> None:
-        self._check_duplicates(merge)
-        self._check_base(merge, method)
-        others = [
-            (f"{merge.where}[{i}]", entry)
-            for i, entry in enumerate(merge.inputs)
-            if not (method.needs_base and entry.model == merge.base_model)
-        ]
-        self._check_count(merge.where, len(others), method)
-        for parameter in method.parameters:
-            if parameter.default is not None or any(parameter.name in level for level in merge.shared):
-                continue
-            remedy = f"{method.name} has no default for it"
-            if parameter.scope == "global":
-                self._refuse(f"parameters.{parameter.name}", "missing", remedy)
-                continue
-            for where, entry in others:
-                if parameter.name not in entry.parameters:
-                    self._refuse(f"{where}.parameters.{parameter.name}", "missing", remedy)
-
-    def _check_base(self, merge: _Merge, method: Method) -> None:
-        if merge.base_model is None:
-            if method.needs_base:
-                self._refuse("base_model", "missing", f"{method.name} merges differences from a base model")
-        elif merge.base_must_be_listed and merge.base_model not in [entry.model for entry in merge.inputs]:
-            remedy = (
-                "add it" if method.needs_base else f"add it, or drop base_model: {method.name} needs none"
-            )
-            self._refuse(merge.where, f"the base model {merge.base_model!r} is not in the list", remedy)
-
-    def _check_count(self, where: str, count: int, method: Method) -> None:
-        low, high = method.min_models, method.max_models
-        if low <= count and (high is None or count <= high):
-            return
-        allowed = f"exactly {low}" if low == high else f"at least {low}"
-        beside = " beside the base model" if method.needs_base else ""
-        self._refuse(where, f"{method.name} takes {allowed} model(s){beside}, found {count}")
-
-    def _check_duplicates(self, merge: _Merge) -> None:
-        seen: dict[str, int] = {}
-        for i, entry in enumerate(merge.inputs):
-            if entry.model and entry.model in seen:
-                what = f"{entry.model!r} is already {merge.where}[{seen[entry.model]}]"
-                self._refuse(f"{merge.where}[{i}]", what, "list each model once")
-            seen.setdefault(entry.model, i)
-
-    def _check_lengths(self, where: str, piece: OutputSlice) -> None:
-        ranges = [source.layer_range for source in piece.sources if source.layer_range != _NO_LAYERS]
-        lengths = [end - start for start, end in ranges]
-        if len(set(lengths)) > 1:
-            self._refuse(where, f"the layer ranges differ in length: {lengths}", "all must be equally long")
-
-    def _refuse(self, where: str, what: str, remedy: str = "") -> None:
-        self._problems.append(Problem(where, what, remedy))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Merge:
-    """What is merged at one place: the whole models, or the sources of one slice."""
-
-    where: str
-    inputs: Sequence[InputModel | SliceSource]
-    base_model: str | None
-    base_must_be_listed: bool
-    shared: tuple[Mapping[str, Value], ...]

@@ -1,0 +1,110 @@
+"""A recipe to a model folder that `transformers` loads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from merge_engine.engine import Engine
+from merge_engine.errors import OutputError
+from merge_engine.plan import Plan
+from merge_engine.shards import TensorSpec, synced, write_json, write_shards, write_text
+from merge_engine.spec.recipe import Recipe, parse_recipe
+from merge_engine.spec.yaml_io import load_yaml
+from merge_engine.tokenizer_files import (
+    CHAT_TEMPLATE_FILE,
+    TOKENIZER_FILES,
+    chat_template,
+    tokenizer_reference,
+)
+
+_LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+def write_model(engine: Engine, recipe: Recipe, out: Path, *, shard_bytes: float = 5e9) -> None:
+    """Merge ``recipe`` into the new folder ``out``: weights, config, generation config, tokenizer.
+
+    Tensors are those of ``engine.stream(recipe)``, written as they come. Everything goes into a temporary folder
+    beside ``out``, the config last, which is then renamed: a failed or killed merge leaves no ``out``. Raises
+    `PlanError` before anything is written, and `OutputError` where ``out`` exists or the disk does not take it.
+    """
+    plan = engine.plan(recipe)
+    folders = {reference: engine.header(reference).folder for reference in recipe.model_references()}
+    tokenizer = folders[tokenizer_reference(recipe, plan.config_source, folders)]
+    template = chat_template(recipe, list(folders.values()))
+    specs = [TensorSpec(name=job.name, dtype=engine.result_dtype(job), shape=job.shape) for job in plan.jobs]
+    with _new_folder(Path(out)) as folder:
+        write_shards(folder, specs, engine.stream(recipe), shard_bytes)
+        _copy(folders[plan.config_source], folder, ("generation_config.json",))
+        _copy(tokenizer, folder, TOKENIZER_FILES if template is None else _without_template())
+        if template is not None:
+            write_text(folder / CHAT_TEMPLATE_FILE, template)
+        write_json(folder / "config.json", merged_config(engine, plan))
+
+
+def merge_config(text: str, out: Path, *, seed: int = 0, shard_bytes: float = 5e9) -> None:
+    """Merge the recipe in a YAML text into the new folder ``out``. Raises any `MergeError`."""
+    write_model(Engine(seed=seed), parse_recipe(load_yaml(text)), out, shard_bytes=shard_bytes)
+
+
+def merged_config(engine: Engine, plan: Plan) -> dict[str, Any]:
+    """The config of the result: that of the base (or first) model, with the result's dtype and layers."""
+    config = dict(engine.header(plan.config_source).config)
+    dtypes = [job.out_dtype for job in plan.jobs if job.out_dtype is not None]
+    if dtypes:
+        config.pop("torch_dtype", None)
+        config["dtype"] = max(dtypes, key=dtypes.count)
+    old_count = engine.header(plan.config_source).num_layers
+    for key, value in config.items():
+        if key in _LAYER_COUNT_KEYS and value == old_count:
+            config[key] = len(plan.layers)
+        elif "layer" in key and isinstance(value, list) and len(value) == old_count:
+            config[key] = [engine.header(origin.model).config[key][origin.index] for origin in plan.layers]
+    return config
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``out`` when the block ends well, and vanishes when it does not."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: already exists; choose another place, or remove it first")
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        _sync_folder(temporary)
+        temporary.replace(out)
+        _sync_folder(out.parent)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: cannot be written: {error.strerror or error}; nothing was left there"
+        ) from error
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            with (source / name).open("rb") as original, synced(target / name) as copy:
+                shutil.copyfileobj(original, copy)
+
+
+def _without_template() -> tuple[str, ...]:
+    return tuple(name for name in TOKENIZER_FILES if not name.startswith("chat_template"))

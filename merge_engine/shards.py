@@ -1,0 +1,128 @@
+"""Writing tensors as safetensors shards, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from merge_engine.checkpoint_header import INDEX_FILE, SINGLE_FILE
+from merge_engine.tensor_files import STORED_DTYPES
+
+_DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+_ALIGNMENT_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A tensor that is going to be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_shards(
+    folder: Path, specs: Sequence[TensorSpec], tensors: Iterable[tuple[str, Tensor]], shard_bytes: float
+) -> None:
+    """Write ``tensors``, which must come as ``specs`` say, into ``folder`` as transformers names its shards.
+
+    Shards hold at most ``shard_bytes`` unless a single tensor is larger. Files are fsynced, the index is written
+    last. Raises `OSError`.
+    """
+    shards = _split(specs, shard_bytes)
+    names = _file_names(len(shards))
+    stream = iter(tensors)
+    for name, shard in zip(names, shards, strict=True):
+        with synced(folder / name) as file:
+            _write_shard(file, shard, stream)
+    if len(shards) > 1:
+        weight_map = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
+        index = {
+            "metadata": {
+                "total_parameters": sum(math.prod(spec.shape) for spec in specs),
+                "total_size": sum(spec.bytes for spec in specs),
+            },
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        write_json(folder / INDEX_FILE, index)
+
+
+def write_json(file: Path, data: object) -> None:
+    """Write ``data`` as transformers formats its JSON files, and fsync it."""
+    write_text(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write and fsync a text file."""
+    with synced(file) as stream:
+        stream.write(text.encode())
+
+
+@contextmanager
+def synced(file: Path) -> Iterator[BinaryIO]:
+    """A new file that is on the disk when the block is left without an error."""
+    with file.open("xb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _split(specs: Sequence[TensorSpec], shard_bytes: float) -> list[list[TensorSpec]]:
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if shards[-1] and size + spec.bytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(spec)
+        size += spec.bytes
+    return shards
+
+
+def _file_names(count: int) -> list[str]:
+    if count == 1:
+        return [SINGLE_FILE]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _write_shard(file: BinaryIO, shard: Sequence[TensorSpec], stream: Iterator[tuple[str, Tensor]]) -> None:
+    # Wide items first, so that every tensor is aligned to its items whatever the sizes are.
+    offsets: dict[str, int] = {}
+    size = 0
+    for spec in sorted(shard, key=lambda spec: -spec.dtype.itemsize):
+        offsets[spec.name] = size
+        size += spec.bytes
+    header = _header(shard, offsets)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for spec in shard:
+        name, tensor = next(stream)
+        if (name, tensor.dtype, tuple(tensor.shape)) != (spec.name, spec.dtype, spec.shape):
+            raise ValueError(f"expected {spec}, got {name} ({tensor.dtype}, {list(tensor.shape)})")
+        file.seek(8 + len(header) + offsets[spec.name])
+        file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _header(shard: Sequence[TensorSpec], offsets: dict[str, int]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    for spec in sorted(shard, key=lambda spec: offsets[spec.name]):
+        begin = offsets[spec.name]
+        entries[spec.name] = {
+            "dtype": _DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, begin + spec.bytes],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % _ALIGNMENT_BYTES)
