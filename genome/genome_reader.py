@@ -67,14 +67,14 @@ class _GenomeReader:
         return genome
 
     def _texts(self, key: str) -> tuple[str, ...]:
-        """The list of distinct texts at ``key``."""
+        """The list of distinct texts at ``key``; a refused one leaves a stand-in: the count stays right."""
         found: list[str] = []
         for where, data in self._fields.entries(key):
+            entry = repr(data)
             try:
                 entry = text(data)
             except Refused as refused:
                 self._problems.append(Problem(where, refused.what, refused.remedy))
-                continue
             if entry in found:
                 self._problems.append(Problem(where, f"{entry!r} is already in the list", "list each once"))
             found.append(entry)

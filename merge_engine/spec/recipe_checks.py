@@ -94,7 +94,7 @@ def _count_problems(merge: _Merge, method: Method) -> Iterator[Problem]:
 
 
 def _missing_parameters(merge: _Merge, method: Method) -> Iterator[Problem]:
-    """Parameters without a default that no level gives; whether filters leave a tensor out shows in the plan."""
+    """Parameters without a default that no level gives; that no filter matches a tensor shows in the plan."""
     remedy = f"{method.name} has no default for it"
     for parameter in method.parameters:
         if parameter.default is not None or any(parameter.name in level for level in merge.shared):
