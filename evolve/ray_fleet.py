@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -123,13 +122,16 @@ class RayFleet:
         return events
 
     def close(self) -> None:
-        for slot in self._slots:
-            self._kill(slot)
-        self._slots = []
+        slots, self._slots = self._slots, []
         self._queue.clear()
-        if self._ours:
-            self._ours = False
-            disconnect()
+        if not self._ours:
+            for slot in slots:
+                self._kill(slot)
+            return
+        self._ours = False
+        disconnect()
+        for slot in slots:
+            _kill_process(slot)
 
     def __enter__(self) -> RayFleet:
         return self
@@ -273,7 +275,12 @@ class RayFleet:
         import ray
 
         ray.kill(slot.actor, no_restart=True)
-        # A process that is stopped or stuck in the kernel's hands does not hear Ray.
-        if slot.process is not None and slot.process.host == socket.gethostname():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(slot.process.pid, signal.SIGKILL)
+        if self._ours:
+            _kill_process(slot)
+
+
+def _kill_process(slot: _Slot) -> None:
+    """A process of this machine that is stopped, or stuck in a C library, does not hear Ray."""
+    if slot.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(slot.process.pid, signal.SIGKILL)

