@@ -161,11 +161,11 @@ class _Driver:
         return result
 
     def _places(self) -> int:
-        """How many candidates but the mean this budget allows: one is kept for the mean, earlier means
-        count.
+        """How many candidates this budget has room for beside the mean that ends it and those that ended
+        smaller ones.
         """
-        others = len(self._records) - len(self._means)
-        return max(others, self._settings.max_fevals - len(self._means) - 1)
+        last_id = self._settings.max_fevals - 1
+        return last_id - sum(number < last_id for number in self._means)
 
     def _stop_reason(self) -> str | None:
         if self._interrupt.requested:
