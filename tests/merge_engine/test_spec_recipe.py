@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merge_engine.spec import (
@@ -82,6 +82,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     return Recipe(slices=tuple(slices), **common)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(recipes())
 def test_a_recipe_survives_plain_data_and_yaml_exactly(recipe: Recipe) -> None:
     data = recipe_data(recipe)
@@ -99,6 +100,7 @@ anything = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(anything)
 def test_any_plain_data_gives_a_recipe_or_its_problems(data: object) -> None:
     if isinstance(data, dict):

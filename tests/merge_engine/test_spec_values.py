@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merge_engine.spec import Filtered, Value, evaluate, first_match, layer_place
@@ -78,6 +78,7 @@ def test_the_place_of_a_layer(index: int | None, count: int, place: float) -> No
     assert layer_place(index, count) == place
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(reals, min_size=1, max_size=6), places)
 def test_a_gradient_stays_between_its_nodes(nodes: list[float], t: float) -> None:
     found = evaluate(tuple(nodes), UP, t)
@@ -85,6 +86,7 @@ def test_a_gradient_stays_between_its_nodes(nodes: list[float], t: float) -> Non
     assert min(nodes) - 1e-9 <= found <= max(nodes) + 1e-9
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(reals, min_size=2, max_size=6), st.data())
 def test_a_gradient_is_exact_at_its_nodes(nodes: list[float], data: st.DataObject) -> None:
     i = data.draw(st.integers(0, len(nodes) - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merge_engine.spec import RecipeError, dump_yaml, load_yaml
@@ -19,11 +19,13 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(plain)
 def test_what_is_written_reads_back_the_same(data: object) -> None:
     assert load_yaml(dump_yaml(data)) == data
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(allow_nan=False))
 def test_every_float_reads_back_to_the_last_bit(number: float) -> None:
     found = load_yaml(dump_yaml({"weight": number}))
