@@ -24,6 +24,7 @@ from genome.search_file import HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
 from genome.space import Space
 from merge_engine.checkpoint_header import CheckpointHeader, open_header
 from merge_engine.errors import CheckpointError, PlanError, Problem, RecipeError
+from merge_engine.layers import layer_names
 from merge_engine.plan import DTYPE_NAMES, make_plan
 from merge_engine.sources import resolve
 from merge_engine.spec import InputModel, Recipe, load_yaml
@@ -272,11 +273,8 @@ def _space(
     search_file: SearchFile, headers: Mapping[str, CheckpointHeader], problems: list[Problem]
 ) -> Space | None:
     pattern = headers[search_file.genome.base_model or search_file.genome.models[0]]
-    plan = make_plan(
-        Recipe(merge_method="passthrough", models=(InputModel(model="pattern"),)), lambda _: pattern
-    )
     try:
-        return Space.build(search_file, plan.num_layers, model_dtype(pattern))
+        return Space.build(search_file, len(layer_names(pattern).layers), model_dtype(pattern))
     except SearchFileError as error:
         problems += error.problems
         return None

@@ -49,9 +49,7 @@ def run(options: SearchOptions) -> int:
         PreflightError: something is wrong with the input; nothing was written.
         EvolveError: the search could not go on; what it found so far is in the storage path.
     """
-    from rich.console import Console
-
-    return _Run(options, Console(soft_wrap=True, highlight=False)).run()
+    return _Run(options, text.console()).run()
 
 
 class _Run:
@@ -101,6 +99,7 @@ class _Run:
         options = self._options
         batch_size = options.batch_size if earlier is None else earlier.run.batch_size
         self._storage.logs.mkdir(exist_ok=True)
+        self._say("starting workers ...")
         return RayFleet(
             EvaluatorSpec(
                 model=ready.pattern,
@@ -206,10 +205,10 @@ class _Run:
             self._say(f"WARNING: {folder}: {difference}. Do not trust its scores; please report this.")
 
     def _report(self) -> None:
-        table = summarise(read_journal(self._storage.journal)).table
-        if table.rows:
-            self._console.print(text.holdout(table))
-            self._say(*text.footnotes(table))
+        summary = summarise(read_journal(self._storage.journal))
+        if summary.table.rows:
+            self._console.print(text.holdout(summary.table, summary.best_id))
+            self._say(*text.footnotes(summary.table))
         self._say(f"recipe  {self._storage.best_config}", f"report  {write_report(self._storage)}")
 
     def _say(self, *lines: str) -> None:

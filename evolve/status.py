@@ -68,7 +68,7 @@ def show(status: Status, console: Console) -> None:
         console.print(text.candidates(status.summary))
     table = status.summary.table
     if table.rows:
-        console.print(text.holdout(table))
+        console.print(text.holdout(table, status.summary.best_id))
         for note in text.footnotes(table):
             console.print(note, highlight=False, markup=False)
 
@@ -78,7 +78,7 @@ def lines(status: Status) -> list[str]:
     summary = status.summary
     total = "" if status.total is None else f" of {status.total}"
     state = "running" if status.running else "not running"
-    said = [f"{state}; {len(summary.scored)}{total} candidates scored, {len(summary.failures)} failed"]
+    said = [f"{state}; {len(summary.candidates)}{total} candidates done, {len(summary.failures)} failed"]
     if status.running and status.silent_s is not None:
         said[0] += f", the last one {text.duration(status.silent_s)} ago"
     if summary.best is not None:

@@ -18,13 +18,7 @@ from evolve.cli.errors import plain_errors
 def command(config: Path, out: Path, random_seed: int) -> None:
     """Merge CONFIG (a merge config as mergekit-yaml reads it) into the model folder OUT."""
     with plain_errors():
-        from merge_engine.spec import load_yaml, parse_recipe
+        from merge_engine.folder import merge_config
 
-        recipe = parse_recipe(load_yaml(config.read_text(encoding="utf-8")))
-
-        from merge_engine.folder import write_model
-
-        from merge_engine.engine import Engine
-
-        write_model(Engine(seed=random_seed), recipe, out)
+        merge_config(config.read_text(encoding="utf-8"), out, seed=random_seed)
     click.echo(f"wrote {out}")

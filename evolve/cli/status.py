@@ -14,8 +14,7 @@ from evolve.cli.errors import plain_errors
 def command(folder: Path) -> None:
     """Show where the search with storage path DIR stands, during it and after. Changes nothing."""
     with plain_errors():
-        from rich.console import Console
-
+        from evolve.report.text import console
         from evolve.status import read_status, show
 
-        show(read_status(folder), Console())
+        show(read_status(folder), console())

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evolve.records import Measured
-from evolve.report.summary import BASELINE_PREFIX, ScoredCandidate, Summary, display_name, short_model
+from evolve.report.summary import (
+    BASELINE_PREFIX,
+    ScoredCandidate,
+    Summary,
+    display_name,
+    search_time,
+    short_model,
+)
 from evolve.report.weights import Panel
 from evolve.statistics import HoldoutTable
 
@@ -86,14 +92,14 @@ def overview(summary: Summary) -> Figure:
     table = summary.table
 
     def paint(figure: Figure) -> None:
-        if not table.rows:
-            _paint_search(figure.subplots(), summary)
-            return
-        left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-        _paint_search(left, summary)
-        _paint_holdout(right, table)
+        ratios = (1.35, 1) if table.rows else (1,)
+        search, *holdout = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+        _paint_search(search, summary)
+        for axes in holdout:
+            _paint_holdout(axes, table)
+        figure.legend(*search.get_legend_handles_labels(), loc="outside lower left", ncols=6, fontsize=8.5)
 
-    return draw(11.5 if table.rows else 8.5, 4.4, paint)
+    return draw(11.5 if table.rows else 8.5, 4.6, paint)
 
 
 def _paint_search(axes: Axes, summary: Summary) -> None:
@@ -139,7 +145,6 @@ def _paint_search(axes: Axes, summary: Summary) -> None:
         )
     axes.set(title="Search", xlabel="candidate", ylabel="score on search items (weighted sum)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right", fontsize=8.5)
 
 
 def _is_baseline(origin: str) -> bool:
@@ -244,7 +249,7 @@ def timeline(summary: Summary) -> Figure:
     """
     measured = [record.measured for record in summary.candidates]
     workers = sorted({span.worker for span in measured})
-    place = _without_pauses(measured)
+    place = search_time(measured)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -274,16 +279,4 @@ def timeline(summary: Summary) -> Figure:
 
 def _busy_label(worker: str, summary: Summary) -> str:
     busy_s = sum(r.measured.wall_s for r in summary.candidates if r.measured.worker == worker)
-    return f"{worker}, busy {busy_s / summary.elapsed_s:.0%}" if summary.elapsed_s else worker
-
-
-def _without_pauses(spans: Sequence[Measured], longest_s: float = 60.0) -> Callable[[float], float]:
-    """From a time since the epoch to seconds of searching: gaps longer than ``longest_s`` do not count."""
-    ordered = sorted(spans, key=lambda span: span.started_s)
-    shifts = [(ordered[0].started_s, ordered[0].started_s)]  # from when on, how much to take off
-    end = ordered[0].started_s
-    for span in ordered:
-        if span.started_s - end > longest_s:
-            shifts.append((span.started_s, shifts[-1][1] + span.started_s - end))
-        end = max(end, span.started_s + span.wall_s)
-    return lambda time_s: time_s - max(shift for begin, shift in shifts if begin <= time_s)
+    return f"{worker}, busy {busy_s / summary.elapsed_s:.0%}"

@@ -103,7 +103,7 @@ def _holdout_section(summary: Summary) -> list[str]:
     head = ["", "score", "against best source", *(task for task, _ in tasks)]
     rows = []
     for row in table.rows:
-        cells = [display_name(row.name)]
+        cells = [text.row_name(row, summary.best_id)]
         if row.score is None:
             cells += ["failed", "", *("" for _ in tasks)]
         else:
@@ -113,7 +113,7 @@ def _holdout_section(summary: Summary) -> list[str]:
                 text.versus_text(row.versus_best_source, is_best_source=is_best_source),
             ]
             cells += [text.estimate(value) for _, value in row.tasks]
-        rows.append(_row(cells, "winner" if row.name == "best" else ""))
+        rows.append(_row(cells, "winner" if row.candidate_id == summary.best_id else ""))
     headings = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     return [
         "<h2>Held-out items</h2>",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from evolve.journal import JournalView
 from evolve.outcome import Scored
-from evolve.records import CandidateRecord, HoldoutRecord, RunRecord
+from evolve.records import CandidateRecord, HoldoutRecord, Measured, RunRecord
 from evolve.statistics import SOURCE_PREFIX, HoldoutTable, holdout_table
 from fitness.results import Report
 
 BASELINE_PREFIX = "baseline:"
+PAUSE_S = 60.0  # nobody at work for longer than this: the search was stopped in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +49,12 @@ class Summary:
 
     @property
     def best(self) -> ScoredCandidate | None:
-        """The highest search score; the earliest of equals."""
+        """The highest search score, samples, baselines and means alike; the earliest of equals."""
         return max(self.scored, key=lambda candidate: candidate.score, default=None)
+
+    @property
+    def best_id(self) -> int | None:
+        return None if self.best is None else self.best.record.id
 
     @property
     def best_source(self) -> ScoredCandidate | None:
@@ -61,13 +67,9 @@ class Summary:
 
     @property
     def elapsed_s(self) -> float:
-        """Wall time in which candidates were being scored; pauses between sessions are not counted."""
-        spans = sorted((m.started_s, m.started_s + m.wall_s) for m in (r.measured for r in self.candidates))
-        total, end = 0.0, 0.0
-        for start, stop in spans:
-            total += max(0.0, stop - max(start, end))
-            end = max(end, stop)
-        return total
+        """Time spent searching; pauses between sessions are not counted."""
+        spans = [record.measured for record in self.candidates]
+        return search_time(spans)(max(span.started_s + span.wall_s for span in spans)) if spans else 0.0
 
 
 def summarise(view: JournalView) -> Summary:
@@ -77,6 +79,22 @@ def summarise(view: JournalView) -> Summary:
         candidates=tuple(sorted(view.candidates, key=lambda record: record.id)),
         holdout=tuple({record.name: record for record in view.holdout}.values()),
     )
+
+
+def search_time(spans: Sequence[Measured]) -> Callable[[float], float]:
+    """From a time since the epoch to seconds of searching, in which pauses, when nobody works, do not count.
+
+    ``spans`` are what workers did, at least one of them.
+    """
+    ordered = sorted(spans, key=lambda span: span.started_s)
+    first_s = ordered[0].started_s
+    offsets = [(first_s, first_s)]  # from when on, how much to take off
+    end_s = first_s
+    for span in ordered:
+        if span.started_s - end_s > PAUSE_S:
+            offsets.append((span.started_s, offsets[-1][1] + span.started_s - end_s))
+        end_s = max(end_s, span.started_s + span.wall_s)
+    return lambda time_s: time_s - max(offset for begin_s, offset in offsets if begin_s <= time_s)
 
 
 def display_name(origin: str) -> str:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from evolve.outcome import Failed
-from evolve.report.summary import Summary, display_name
-from evolve.statistics import Estimate, HoldoutTable
+from evolve.report.summary import BASELINE_PREFIX, Summary, display_name
+from evolve.statistics import Estimate, HoldoutTable, TableRow
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 
-def holdout(table: HoldoutTable) -> Table:
-    """The held-out scores: one row per candidate, each with its 95 % interval."""
+def console() -> Console:
+    """Where tables and lines go; wide enough for tables in logs, which have no width of their own."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def holdout(table: HoldoutTable, exported: int | None) -> Table:
+    """The held-out scores: one row per candidate, each with its 95 % interval.
+
+    ``exported`` is the id of the candidate that was chosen on the search items.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -25,13 +37,19 @@ def holdout(table: HoldoutTable) -> Table:
     for task, _ in tasks:
         drawn.add_column(task, justify="right")
     for row in table.rows:
-        name = display_name(row.name)
+        name = row_name(row, exported)
         if row.score is None:
             drawn.add_row(name, "failed", "", *("" for _ in tasks))
             continue
         versus = versus_text(row.versus_best_source, is_best_source=row.name == table.best_source)
         drawn.add_row(name, estimate(row.score), versus, *(f"{value.value:.3f}" for _, value in row.tasks))
     return drawn
+
+
+def row_name(row: TableRow, exported: int | None) -> str:
+    """A row's name; the best or mean says so if it is what was exported."""
+    chosen = row.candidate_id == exported and not row.name.startswith(BASELINE_PREFIX)
+    return f"{display_name(row.name)} (exported)" if chosen else display_name(row.name)
 
 
 def estimate(value: Estimate, *, signed: bool = False) -> str:

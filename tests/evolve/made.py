@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evolve.journal import JournalView
+from evolve.journal import Journal, JournalView
 from evolve.outcome import Failed, Outcome, Scored
 from evolve.records import SCHEMA_VERSION, CandidateRecord, HoldoutRecord, Measured, RunRecord
+from evolve.storage import StoragePath
 from fitness.results import Report, TaskResult
 
+SEARCH_FILE = """\
+genome: {models: [a, b], merge_method: linear}
+tasks: [t]
+budget: {candidates: 80}
+"""
 TASKS = ("sums", "words", "facts")
 BASELINES = ("source:models/math", "source:models/prose", "uniform", "task_arithmetic")
 
@@ -129,3 +136,15 @@ def view(count: int = 40, *, with_holdout: bool = True) -> JournalView:
     return JournalView(
         run=run_record(), candidates=tuple(candidates), holdout=tuple(rows) if with_holdout else ()
     )
+
+
+def written(folder: Path, content: JournalView) -> StoragePath:
+    """A storage path with a search file of 80 candidates and a journal of this content."""
+    storage = StoragePath(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.search_file.write_text(SEARCH_FILE, encoding="utf-8")
+    journal = Journal.create(storage.journal, content.run)
+    for record in (*content.candidates, *content.holdout):
+        journal.append(record)
+    journal.close()
+    return storage
