@@ -10,6 +10,7 @@ penalties are not used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +23,37 @@ from fitness.requests import Generation
 from fitness.resident import ResidentModel
 
 # Dropping rows copies the cache once; below this share of finished rows the copy costs more than it saves.
-_DROP_SHARE = 0.125
+_DROP_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Requests that run together; ``ids`` and ``mask``, int64 (requests, tokens), hold their prompts."""
+
+    places: tuple[int, ...]  # among all requests
+    requests: tuple[Generation, ...]
+    ids: Tensor
+    mask: Tensor
 
 
 class Generator:
-    """Answers `Generation` requests with text, in batches fixed at the start."""
+    """Answers `Generation` requests with text, in batches fixed at the start.
 
-    def __init__(self, tokenizer: Any, requests: Sequence[Generation], rows: int) -> None:
-        self._requests = tuple(requests)
-        self._batches = tuple(batches(self._requests, rows, lambda request: len(request.prompt)))
+    Args:
+        rows: requests per batch at most.
+        model: whose padding and device the prompts are prepared for.
+    """
+
+    def __init__(
+        self, tokenizer: Any, requests: Sequence[Generation], rows: int, model: ResidentModel
+    ) -> None:
+        self._count = len(requests)
         self._stopping = StopWords(tokenizer, (request.stops for request in requests))
+        self._batches = []
+        for places in batches(requests, rows, lambda request: len(request.prompt)):
+            own = tuple(requests[place] for place in places)
+            ids, mask = left_padded([request.prompt for request in own], model.pad_id, model.device)
+            self._batches.append(_Batch(tuple(places), own, ids, mask))
 
     def run(self, model: ResidentModel) -> list[str]:
         """The text of each request, in their order, cut before its stop string.
@@ -39,11 +61,11 @@ class Generator:
         Raises:
             ModelError: the model's logits are NaN.
         """
-        texts = [""] * len(self._requests)
+        texts = [""] * self._count
         for batch in self._batches:
-            answers = _decode_batch(model, [self._requests[index] for index in batch], self._stopping)
-            for index, tokens in zip(batch, answers, strict=True):
-                texts[index] = self._stopping.cut(tokens, self._requests[index].stops)
+            answers = _decode(model, batch, self._stopping)
+            for place, request, tokens in zip(batch.places, batch.requests, answers, strict=True):
+                texts[place] = self._stopping.cut(tokens, request.stops)
         return texts
 
 
@@ -96,16 +118,16 @@ def _completing_tokens(pieces: list[str], stops: tuple[str, ...]) -> frozenset[i
     return frozenset(token for token, text in enumerate(pieces) if not last.isdisjoint(text))
 
 
-def _decode_batch(model: ResidentModel, requests: list[Generation], stopping: StopWords) -> list[list[int]]:
+def _decode(model: ResidentModel, batch: _Batch, stopping: StopWords) -> list[list[int]]:
     """The new tokens of each request, without the end-of-sequence token."""
+    requests = batch.requests
     longest = max(request.max_new_tokens for request in requests)
-    ids, mask = left_padded([request.prompt for request in requests], model.pad_id, model.device)
     cache = roomy_cache(model.config, room=longest)
-    logits = model.forward(ids, mask, cache=cache, keep=1)[:, -1]
+    logits = model.forward(batch.ids, batch.mask, cache=cache, keep=1)[:, -1]
     if torch.isnan(logits).any():
         raise ModelError("the model's logits are NaN")
-    mask = torch.cat([mask, mask.new_ones(len(requests), longest)], dim=1)
-    width = ids.shape[1]
+    mask = torch.cat([batch.mask, batch.mask.new_ones(len(requests), longest)], dim=1)
+    width = batch.ids.shape[1]
     answers: list[list[int]] = [[] for _ in requests]
     rows = list(range(len(requests)))  # the request of each row of the batch
     alive = [True] * len(requests)

@@ -124,9 +124,8 @@ class ResidentModel:
                 torch.cuda.synchronize(self.device)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if _is_out_of_memory(error):
-                raise OutOfMemory(
-                    f"no memory for a batch of {ids.shape[0]} rows of {ids.shape[1]} tokens"
-                ) from error
+                size = f"{ids.shape[0]} rows of {ids.shape[1]} tokens"
+                raise OutOfMemory(f"no memory for a batch of {size}: lower the batch size") from error
             raise
         finally:
             self.forward_s += time.perf_counter() - started

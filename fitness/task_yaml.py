@@ -17,7 +17,7 @@ _DEFAULT_METRICS = {
     "multiple_choice": ("acc", "acc_norm"),
     "generate_until": ("exact_match",),
 }
-_NAME_LINE = re.compile(r"^['\"]?(?:task|group|tag)['\"]?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
+_NAME_LINE = re.compile(r"^['\"]?(task|group|tag)['\"]?[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _TAG_LIST = re.compile(r"^['\"]?tag['\"]?[ \t]*:[ \t]*\n((?:[ \t]*-[^\n]*\n?)+)", re.MULTILINE)
 
 
@@ -48,7 +48,8 @@ class TaskText:
 def names_in(text: str) -> Iterator[str]:
     """The task, group and tag names that a task file declares, from its lines alone."""
     for match in _NAME_LINE.finditer(text):
-        yield from _plain_names(match[1])
+        if match[1] == "tag" or not match[2].startswith("["):  # a list of tasks is what a group refers to
+            yield from _plain_names(match[2])
     for match in _TAG_LIST.finditer(text):
         for line in match[1].splitlines():
             yield from _plain_names(line.strip()[1:])

@@ -6,7 +6,7 @@ Prompts, filters, metrics and aggregation are lm-eval's own code; only the model
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +43,8 @@ class BuiltTask:
         for instance, response in zip(self.instances, responses, strict=True):
             instance.resps = [_as_lm_eval(response)] * (instance.repeats or 1)
             instance.filtered_resps = {}
-        with quiet():
-            self._call(self.specs[0].metric, self.task.apply_filters)
-            return [self._result(spec) for spec in self.specs]
+        self._call(self.specs[0].metric, self.task.apply_filters)
+        return [self._result(spec) for spec in self.specs]
 
     def _result(self, spec: TaskSpec) -> TaskResult:
         values = self._item_values(spec)
@@ -129,7 +128,7 @@ class _Builder:
             )
 
     def build(self, specs: Sequence[TaskSpec], split: Split) -> tuple[BuiltTask, ...]:
-        """The tasks of ``specs`` in order, each once, as fresh lm-eval objects: these hold a split's items."""
+        """The tasks of ``specs`` in order, each once. Fresh lm-eval objects, as they hold a split's items."""
         leaves: dict[str, Any] = {}
         wanted: dict[str, list[TaskSpec]] = {}
         item_ids: dict[str, tuple[int, ...]] = {}
@@ -208,6 +207,7 @@ class _Builder:
             fewshot_as_multiturn=self._suite.fewshot_as_multiturn,
             chat_template=self._encoder.chat if self._chat else None,
         )
+        _remember_documents(task)
         return tuple(sorted(task.instances, key=lambda instance: (instance.doc_id, instance.idx)))
 
 
@@ -216,6 +216,27 @@ def _refusals(name: str, task: Any) -> Iterator[SuiteProblem]:
         yield SuiteProblem(task=name, what="runs the code that a model writes, which is not supported")
     if getattr(task, "MULTIMODAL", False):
         yield SuiteProblem(task=name, what="asks about images or sound; only text is supported")
+
+
+def _remember_documents(task: Any) -> None:
+    """Renders each document's templates once: lm-eval compiles them anew on each call."""
+    documents = {id(instance.doc): instance.doc for instance in task.instances}
+
+    def remembering(render: Callable[..., Any]) -> Callable[..., Any]:
+        rendered: dict[int, Any] = {}
+
+        def call(doc: Any, *arguments: Any) -> Any:
+            if arguments or id(doc) not in documents:
+                return render(doc, *arguments)
+            if id(doc) not in rendered:
+                rendered[id(doc)] = render(doc)
+            return rendered[id(doc)]
+
+        return call
+
+    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        if hasattr(task, name):
+            setattr(task, name, remembering(getattr(task, name)))
 
 
 def _request(instance: Any, encoder: Encoder) -> Request:

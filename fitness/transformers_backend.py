@@ -70,7 +70,7 @@ class TransformersBackend:
         self._tasks = build_suite(suite, encoder)
         self._batch_size = batch_size or self._fitting_rows(memory_bytes)
         self._runners = {
-            split: _Runner(tokenizer, tasks, self._batch_size, share_prefixes=can_share_prefixes(self._model))
+            split: _Runner(tokenizer, tasks, self._batch_size, self._model)
             for split, tasks in self._tasks.items()
         }
         self._loaded = False
@@ -110,7 +110,7 @@ class TransformersBackend:
 
     def _respond(self, split: Split) -> list[Response]:
         try:
-            return self._runners[split].run(self._model)
+            return self._runners[split].run()
         except ModelError as error:
             first = self._tasks[split][0]
             raise ScoringError(first.name, first.specs[0].metric, str(error)) from error
@@ -132,22 +132,23 @@ class _Runner:
     """All requests of one split, across its tasks, so that batches are full."""
 
     def __init__(
-        self, tokenizer: object, tasks: Sequence[BuiltTask], rows: int, *, share_prefixes: bool
+        self, tokenizer: object, tasks: Sequence[BuiltTask], rows: int, model: ResidentModel
     ) -> None:
+        self._model = model
         self._requests: list[Request] = [request for task in tasks for request in task.requests]
         self._generator = Generator(
-            tokenizer, [request for request in self._requests if isinstance(request, Generation)], rows
+            tokenizer, [request for request in self._requests if isinstance(request, Generation)], rows, model
         )
         self._likelihoods = Likelihoods(
             [window for request in self._requests for window in _windows(request)],
             rows,
-            share_prefixes=share_prefixes,
+            share_prefixes=can_share_prefixes(model),
         )
 
-    def run(self, model: ResidentModel) -> list[Response]:
+    def run(self) -> list[Response]:
         """The response to each request, in order."""
-        texts = iter(self._generator.run(model))
-        likelihoods = iter(self._likelihoods.run(model))
+        texts = iter(self._generator.run(self._model))
+        likelihoods = iter(self._likelihoods.run(self._model))
         responses: list[Response] = []
         for request in self._requests:
             if isinstance(request, Generation):
