@@ -192,6 +192,8 @@ class CmaEs:
                 "randn": random.randn,
                 "bounds": [0, 1],
                 "popsize": self._popsize,
+                # In many dimensions pycma would take two-point adaptation, which wants whole generations.
+                "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
                 "tolx": _SMALLEST_STD,
                 "maxiter": math.inf,
                 "signals_filename": "",  # no file in the working directory steers us

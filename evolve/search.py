@@ -177,12 +177,12 @@ class _Driver:
     def _baselines(self) -> tuple[Optimiser, list[tuple[Vector, float]], list[CandidateRecord]]:
         """Generation 0, the optimiser that starts from it, and what that is to be told of it."""
         baselines = self._space.baselines()
-        recipes = [recipe_data(baseline.recipe) for baseline in baselines]
-        records = self._score(0, [f"baseline:{baseline.name}" for baseline in baselines], recipes)
+        origins = [f"baseline:{baseline.name}" for baseline in baselines]
+        records = self._score(0, origins, lambda index: recipe_data(baselines[index].recipe))
         points = [
-            (baseline.vector, cost(record.outcome))
-            for baseline, record in zip(baselines, records, strict=False)
-            if baseline.vector is not None and isinstance(record.outcome, Scored)
+            (vector, cost(record.outcome))
+            for record in records
+            if isinstance(record.outcome, Scored) and (vector := baselines[record.index].vector) is not None
         ]
         start = self._space.start
         if self._settings.random_init:
@@ -209,20 +209,24 @@ class _Driver:
         """Ask, score, tell. Returns the candidates that were scored before the search had to stop."""
         known = len(self._records)
         vectors = optimiser.ask()
-        recipes = [recipe_data(self._space.decode(vector)) for vector in vectors]
-        records = self._score(generation, ["sample"] * len(recipes), recipes)
+        records = self._score(
+            generation, ["sample"] * len(vectors), lambda index: self._decoded(vectors[index])
+        )
         scored = [(vectors[record.index], cost(record.outcome)) for record in records]
         optimiser.tell([*injected, *scored])
         if len(records) == len(vectors) and len(self._records) > known:
             self._summarise(generation, records, optimiser)
         return records
 
+    def _decoded(self, vector: Vector) -> dict[str, Any]:
+        return recipe_data(self._space.decode(vector))
+
     def _summarise(self, generation: int, records: list[CandidateRecord], optimiser: Optimiser) -> None:
         summary = GenerationSummary(
             generation=generation,
             evaluations=len(self._records),
             candidates=tuple(records),
-            mean_recipe=recipe_data(self._space.decode(optimiser.mean())),
+            mean_recipe=self._decoded(optimiser.mean()),
             sigma=optimiser.sigma(),
             std=optimiser.std(),
             best=self._best,
@@ -232,7 +236,7 @@ class _Driver:
 
     def _mean(self, generation: int, index: int, optimiser: Optimiser) -> CandidateRecord | None:
         """Score the mean, unless the search ended at this very point before."""
-        recipe = recipe_data(self._space.decode(optimiser.mean()))
+        recipe = self._decoded(optimiser.mean())
         for record in self._means.values():
             if (record.generation, record.index, record.recipe) == (generation, index, recipe):
                 return record
@@ -249,22 +253,26 @@ class _Driver:
         return self._records.get(proposal.id)
 
     def _score(
-        self, generation: int, origins: Sequence[str], recipes: Sequence[dict[str, Any]]
+        self, generation: int, origins: Sequence[str], recipe_at: Callable[[int], dict[str, Any]]
     ) -> list[CandidateRecord]:
         """The outcomes of a generation, as far as the budget reaches, from the journal or from the fleet."""
-        proposals = []
-        for index, (origin, recipe) in enumerate(zip(origins, recipes, strict=True)):
-            if self._places_left == 0:
-                break
-            self._places_left -= 1
-            proposals.append(
-                _Proposal(id=self._new_id(), generation=generation, index=index, origin=origin, recipe=recipe)
+        ids, missing = [], []
+        for index, origin in enumerate(origins[: self._places_left]):
+            ids.append(self._new_id())
+            known = self._records.get(ids[-1])
+            # A generation is drawn at once: where its first candidate comes out again, all do.
+            if known is not None and index > 0:
+                continue
+            proposal = _Proposal(
+                id=ids[-1], generation=generation, index=index, origin=origin, recipe=recipe_at(index)
             )
-        for proposal in proposals:
-            self._check_replay(proposal)
-        missing = [proposal for proposal in proposals if proposal.id not in self._records]
+            if known is None:
+                missing.append(proposal)
+            else:
+                self._check_replay(proposal, known)
+        self._places_left -= len(ids)
         self._evaluate(missing, may_start=lambda: time.monotonic() < self._deadline_s)
-        return [self._records[proposal.id] for proposal in proposals if proposal.id in self._records]
+        return [self._records[number] for number in ids if number in self._records]
 
     def _new_id(self) -> int:
         """Ids count up; those of the means of earlier, smaller budgets are taken."""
@@ -317,11 +325,7 @@ class _Driver:
                 "command again"
             )
 
-    def _check_replay(self, proposal: _Proposal) -> None:
-        """A candidate from the journal has to be the very one that is asked for now."""
-        record = self._records.get(proposal.id)
-        if record is None:
-            return
+    def _check_replay(self, proposal: _Proposal, record: CandidateRecord) -> None:
         if all(getattr(record, name) == getattr(proposal, name) for name in _REPLAYED):
             return
         raise ReplayError(
