@@ -1,0 +1,1 @@
+"""Trains the demo's source models and writes its task suites."""
