@@ -193,7 +193,6 @@ class _Planner:
 
     def _jobs(self, pieces: Sequence[_Piece]) -> Iterator[TensorJob]:
         first, last = pieces[0], pieces[-1]
-        # A tensor that stands after the layers in the last slice's pattern; its name is the result's.
         for name in self._names(first).before:
             yield from self._job(first, name, dict.fromkeys(self._members(first), name), 0.0)
         done = 0
@@ -252,13 +251,13 @@ class _Planner:
                 self._parameters(
                     "model",
                     (source.parameters, *piece.shared),
-                    name,
+                    names[source.model],
                     place,
                     f"{piece.where} ({source.model})",
                 )
                 for source in merged
             ),
-            shared=self._parameters("global", piece.shared, name, place, piece.where),
+            shared=self._parameters("global", piece.shared, names[piece.pattern], place, piece.where),
         )
 
     def _parameters(

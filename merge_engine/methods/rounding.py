@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SPLIT = 65537.0  # 2**16 + 1
-
 
 def rounded(x_N: Tensor, dtype: torch.dtype) -> Tensor:
     r"""``x_N`` (fp32) rounded to nearest even in ``dtype``, as fp32.
@@ -22,7 +20,7 @@ def rounded(x_N: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:
         return x_N
     if dtype == torch.bfloat16 and x_N.device.type == "cpu":
-        scaled_N = x_N * _SPLIT
+        scaled_N = x_N * 65537.0  # 2**16 + 1; a global would be read from memory for each vector
         return scaled_N - (scaled_N - x_N)
     return x_N.to(dtype).to(torch.float32)
 

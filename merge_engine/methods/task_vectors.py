@@ -14,8 +14,6 @@ from torch import Tensor
 
 from merge_engine.methods.rounding import read, rounded
 
-NEGLIGIBLE = 1e-8  # a sum of weights below this does not divide
-
 
 def task_vector(source_N: Tensor, base_N: Tensor, dtype: torch.dtype) -> Tensor:
     """delta = x - base, as fp32."""
@@ -29,7 +27,7 @@ def add_to_base(
     mixed_N = rounded(mixed_N, dtype)
     if divisor is not None:
         divisor = rounded(divisor, dtype)
-        divisor = divisor + divisor.abs().lt_(NEGLIGIBLE)  # 1 where it is negligible
+        divisor = divisor + divisor.abs().lt_(1e-8)  # a sum of weights this small does not divide
         mixed_N = rounded(mixed_N / divisor, dtype)
     if factor is not None:
         mixed_N = rounded(mixed_N * factor, dtype)
