@@ -137,7 +137,7 @@ def _read_lines(path: Path) -> tuple[JournalView, int]:
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Millions of values arrive at once, none of them garbage: looking for some takes three times the parsing."""
+    """Millions of values come in, none of them garbage: looking for some would triple the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
