@@ -17,7 +17,7 @@ from evolve.cli.errors import plain_errors
 )
 def command(config: Path, out: Path, random_seed: int) -> None:
     """Merge CONFIG (a merge config as mergekit-yaml reads it) into the model folder OUT."""
-    with plain_errors():
+    with plain_errors(config):
         from merge_engine.folder import merge_config
 
         merge_config(config.read_text(encoding="utf-8"), out, seed=random_seed)
