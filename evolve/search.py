@@ -12,14 +12,13 @@ end.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evolve.dispatch import run_jobs
-from evolve.errors import RepeatedFailureError, ReplayError
+from evolve.failures import FailureWatch
 from evolve.fleet import Done, Fleet, Job
 from evolve.interrupt import Interrupt
 from evolve.journal import Journal
@@ -27,13 +26,13 @@ from evolve.observer import GenerationSummary, Observer, SearchResult
 from evolve.optimiser import DEFAULT_SIGMA0, CmaEs, CmaSettings, Optimiser, Vector
 from evolve.outcome import Scored, cost
 from evolve.records import SCHEMA_VERSION, CandidateRecord, RunRecord
+from evolve.replay import Proposal, check_replay, check_same_search
 from evolve.seeds import random_stream
-from evolve.space import SearchSpace
+from evolve.space import Baseline, SearchSpace
 from evolve.versions import library_versions
 from merge_engine.spec.recipe import recipe_data
 
 MEAN = "mean"
-_REPLAYED = ("generation", "index", "origin", "recipe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,8 @@ def run_search(
         JournalError: the journal cannot be written.
         FleetError: no worker is left.
     """
-    _check_same_search(space, settings, journal.view.run)
+    now = {"seed": settings.seed, "popsize": settings.popsize, "dimensions": len(space.start)}
+    check_same_search(journal.view.run, now)
     with Interrupt() as interrupt:
         return _Driver(space, settings, fleet, journal, observers, interrupt).run()
 
@@ -99,17 +99,6 @@ def choose_winner(records: Iterable[CandidateRecord]) -> CandidateRecord | None:
     """
     scored = [record for record in records if isinstance(record.outcome, Scored)]
     return min(scored, key=lambda record: (cost(record.outcome), record.id), default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Proposal:
-    """A candidate before it is scored."""
-
-    id: int
-    generation: int
-    index: int
-    origin: str
-    recipe: dict[str, Any]
 
 
 class _Driver:
@@ -136,7 +125,7 @@ class _Driver:
         self._best = choose_winner(record for record in candidates if record.origin != MEAN)
         self._next_id = 0
         self._places_left = self._places()
-        self._failures: list[str] = []  # the latest, while they are all the same
+        self._failures = FailureWatch(settings.identical_failures)
         limit_s = math.inf if settings.time_limit_s is None else settings.time_limit_s
         self._deadline_s = time.monotonic() + limit_s
 
@@ -179,11 +168,7 @@ class _Driver:
         baselines = self._space.baselines()
         origins = [f"baseline:{baseline.name}" for baseline in baselines]
         records = self._score(0, origins, lambda index: recipe_data(baselines[index].recipe))
-        points = [
-            (vector, cost(record.outcome))
-            for record in records
-            if isinstance(record.outcome, Scored) and (vector := baselines[record.index].vector) is not None
-        ]
+        points = _points_in_space(baselines, records)
         start = self._space.start
         if self._settings.random_init:
             start = random_stream(self._settings.seed, "start").uniform(self._space.lower, self._space.upper)
@@ -242,7 +227,7 @@ class _Driver:
                 return record
         if len(self._records) >= self._settings.max_fevals:
             return None
-        proposal = _Proposal(
+        proposal = Proposal(
             id=max(self._records, default=-1) + 1,
             generation=generation,
             index=index,
@@ -263,13 +248,13 @@ class _Driver:
             # A generation is drawn at once: where its first candidate comes out again, all do.
             if known is not None and index > 0:
                 continue
-            proposal = _Proposal(
+            proposal = Proposal(
                 id=ids[-1], generation=generation, index=index, origin=origin, recipe=recipe_at(index)
             )
             if known is None:
                 missing.append(proposal)
             else:
-                self._check_replay(proposal, known)
+                check_replay(proposal, known, self._journal)
         self._places_left -= len(ids)
         self._evaluate(missing, may_start=lambda: time.monotonic() < self._deadline_s)
         return [self._records[number] for number in ids if number in self._records]
@@ -281,7 +266,7 @@ class _Driver:
         self._next_id += 1
         return self._next_id - 1
 
-    def _evaluate(self, proposals: Sequence[_Proposal], may_start: Callable[[], bool]) -> None:
+    def _evaluate(self, proposals: Sequence[Proposal], may_start: Callable[[], bool]) -> None:
         by_id = {proposal.id: proposal for proposal in proposals}
         run_jobs(
             [Job(id=proposal.id, recipe=proposal.recipe, split="search") for proposal in proposals],
@@ -292,7 +277,7 @@ class _Driver:
             may_start=may_start,
         )
 
-    def _record(self, proposal: _Proposal, done: Done) -> None:
+    def _record(self, proposal: Proposal, done: Done) -> None:
         record = CandidateRecord(
             id=proposal.id,
             generation=proposal.generation,
@@ -308,50 +293,16 @@ class _Driver:
             self._best = choose_winner([record] if self._best is None else [self._best, record])
         for observer in self._observers:
             observer.on_candidate(record)
-        self._watch_failures(record)
-
-    def _watch_failures(self, record: CandidateRecord) -> None:
-        outcome = record.outcome
-        if isinstance(outcome, Scored):
-            self._failures = []
-            return
-        # Numbers differ where the cause is the same ("tried to allocate 20 MiB").
-        reason = f"{outcome.stage}: {re.sub(r'[0-9.]+', '#', outcome.reason)}"
-        self._failures = [*(known for known in self._failures if known == reason), reason]
-        if len(self._failures) >= self._settings.identical_failures:
-            raise RepeatedFailureError(
-                f"the last {len(self._failures)} candidates failed for the same reason ({outcome.stage}: "
-                f"{outcome.reason}); the tracebacks are in the workers' logs. Mend it and start the same "
-                "command again"
-            )
-
-    def _check_replay(self, proposal: _Proposal, record: CandidateRecord) -> None:
-        if all(getattr(record, name) == getattr(proposal, name) for name in _REPLAYED):
-            return
-        raise ReplayError(
-            f"{self._journal.path}: candidate {record.id} does not come out again as the journal has it; "
-            + _version_hint(self._journal.view.run)
-        )
+        self._failures.note(record.outcome)
 
 
-def _check_same_search(space: SearchSpace, settings: SearchSettings, run: RunRecord) -> None:
-    now = {"seed": settings.seed, "popsize": settings.popsize, "dimensions": len(space.start)}
-    changed = [
-        f"{name} was {getattr(run, name)}, is {value}"
-        for name, value in now.items()
-        if getattr(run, name) != value
-    ]
-    if changed:
-        raise ReplayError(f"the journal belongs to another search: {'; '.join(changed)}")
-
-
-def _version_hint(run: RunRecord) -> str:
-    now = library_versions()
-    changed = [
-        f"{name} was {run.versions.get(name, 'absent')}, is {now.get(name, 'absent')}"
-        for name in sorted({*now, *run.versions})
-        if run.versions.get(name) != now.get(name)
-    ]
-    if changed:
-        return f"versions have changed: {'; '.join(changed)}. Go back to them to resume this search"
-    return "its versions are the same as now, so its settings or its models' files must have changed"
+def _points_in_space(
+    baselines: Sequence[Baseline], records: Iterable[CandidateRecord]
+) -> list[tuple[Vector, float]]:
+    """The scored baselines that are points of the space, each point once, with their costs."""
+    points: dict[bytes, tuple[Vector, float]] = {}
+    for record in records:
+        vector = baselines[record.index].vector
+        if vector is not None and isinstance(record.outcome, Scored):
+            points.setdefault(vector.tobytes(), (vector, cost(record.outcome)))
+    return list(points.values())

@@ -1,0 +1,63 @@
+"""Is a journal this search's? Seed and journal, replayed through ask and tell, are its only checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evolve.errors import ReplayError
+from evolve.journal import Journal
+from evolve.records import CandidateRecord, RunRecord
+from evolve.versions import library_versions
+
+_REPLAYED = ("generation", "index", "origin", "recipe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A candidate before it is scored."""
+
+    id: int
+    generation: int
+    index: int
+    origin: str
+    recipe: dict[str, Any]
+
+
+def check_same_search(run: RunRecord, now: Mapping[str, int]) -> None:
+    """
+    Raises:
+        ReplayError: a field of the journal's first line is not what it is ``now``.
+    """
+    changed = [
+        f"{name} was {getattr(run, name)}, is {value}"
+        for name, value in now.items()
+        if getattr(run, name) != value
+    ]
+    if changed:
+        raise ReplayError(f"the journal belongs to another search: {'; '.join(changed)}")
+
+
+def check_replay(proposal: Proposal, record: CandidateRecord, journal: Journal) -> None:
+    """
+    Raises:
+        ReplayError: the candidate in the journal is not the one that is asked for now.
+    """
+    if any(getattr(record, name) != getattr(proposal, name) for name in _REPLAYED):
+        raise ReplayError(
+            f"{journal.path}: candidate {record.id} does not come out again as the journal has it; "
+            + _version_hint(journal.view.run)
+        )
+
+
+def _version_hint(run: RunRecord) -> str:
+    now = library_versions()
+    changed = [
+        f"{name} was {run.versions.get(name, 'absent')}, is {now.get(name, 'absent')}"
+        for name in sorted({*now, *run.versions})
+        if run.versions.get(name) != now.get(name)
+    ]
+    if changed:
+        return f"versions have changed: {'; '.join(changed)}. Go back to them to resume this search"
+    return "its versions are the same as now, so its settings or its models' files must have changed"
