@@ -83,7 +83,9 @@ class StopWords:
             pieces = pieces or [tokenizer.decode([token]) for token in range(len(tokenizer))]
             self._watched[stops] = _completing_tokens(pieces, stops)
             self._ending[stops] = frozenset(
-                token for token, text in tokenizer.added_tokens_decoder.items() if str(text) in stops
+                token
+                for token, text in tokenizer.added_tokens_decoder.items()
+                if str(text) in (*stops, tokenizer.eos_token)
             )
 
     def reached(self, tokens: list[int], stops: tuple[str, ...]) -> bool:

@@ -11,10 +11,6 @@ import torch
 
 from fitness.transformers_backend import TransformersBackend
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::ResourceWarning"
-)
-
 TASKS = [
     ("tiny_say", "exact_match,whole"),
     ("tiny_say", "exact_match,first-letter"),

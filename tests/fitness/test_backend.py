@@ -226,7 +226,7 @@ def test_out_of_memory_says_so(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(backend._model._model, "forward", full)
-    with pytest.raises(OutOfMemory, match="no memory for a batch of .* lower the batch size"):
+    with pytest.raises(OutOfMemory, match=r"no memory for a batch of .* lower the batch size"):
         backend.score("search")
 
 
@@ -276,10 +276,12 @@ def test_what_cannot_be_generated_is_refused(
         generation_kwargs={"until": ["\n"]} | options,
         metric_list=EXACT_MATCH,
     )
+    write_task(tmp_path, "lost", [], output_type="multiple_choice")
+    (tmp_path / "lost.jsonl").unlink()
     suite = SuiteSpec(
-        tasks=(TaskSpec(name="odd", metric="exact_match,none"), TaskSpec(name="missing")),
+        tasks=(TaskSpec(name="odd", metric="exact_match,none"), TaskSpec(name="lost")),
         search_paths=(str(tmp_path),),
     )
     with pytest.raises(SuiteError, match=message) as caught:
         TransformersBackend(model_folder, suite, dtype="float32", batch_size=1)
-    assert [problem.task for problem in caught.value.problems] == ["missing", "odd"]
+    assert [problem.task for problem in caught.value.problems] == ["lost", "odd"]
