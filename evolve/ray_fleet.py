@@ -194,13 +194,14 @@ class RayFleet:
                 self._call(slot, call, self._limit_s)
 
     def _result(self, slot: _Slot) -> Any:
-        """What a finished call returned, or None if its worker is dead."""
+        """What a finished call returned, or why there is nothing: its worker is dead."""
         import ray
 
         try:
             return ray.get(slot.call)
-        except ray.exceptions.RayError:
-            return None
+        except ray.exceptions.RayError as error:
+            *_, reason = str(error).strip().splitlines() or [type(error).__name__]
+            return NotPrepared(reason=f"its process died: {reason}")
 
     def _collect(self, slot: _Slot) -> Iterable[Done]:
         result = self._result(slot)
@@ -214,7 +215,7 @@ class RayFleet:
         if slot.call is None or time.monotonic() < slot.deadline_s:
             return []
         if slot.job is None:
-            return self._on_restarted(slot, None)
+            return self._on_restarted(slot, NotPrepared(reason=f"not ready after {_START_LIMIT_S:.0f} s"))
         return self._replace(slot, "hung", "timeout", f"no result within {self._limit_s:g} s")
 
     def _finish(self, slot: _Slot, evaluation: Evaluation) -> Done:
@@ -245,7 +246,7 @@ class RayFleet:
         self._slots[self._slots.index(slot)] = self._start(slot.name)
         return done
 
-    def _on_started(self, slot: _Slot, result: Prepared | NotPrepared | None) -> None:
+    def _on_started(self, slot: _Slot, result: Prepared | NotPrepared) -> None:
         """
         Raises:
             WorkerStartError: the worker is not prepared.
@@ -255,11 +256,10 @@ class RayFleet:
             detail = f"ready on {result.host}, process {result.pid}"
             self._events.append(WorkerEvent(worker=slot.name, kind="started", detail=detail))
             return
-        reason = result.reason if isinstance(result, NotPrepared) else "its process died or hung"
         where = "" if self._settings.logs is None else f"; see {self._settings.logs / slot.name}.log"
-        raise WorkerStartError(f"{slot.name} could not be prepared: {reason}{where}")
+        raise WorkerStartError(f"{slot.name} could not be prepared: {result.reason}{where}")
 
-    def _on_restarted(self, slot: _Slot, result: Prepared | NotPrepared | None) -> Iterable[Done]:
+    def _on_restarted(self, slot: _Slot, result: Prepared | NotPrepared) -> Iterable[Done]:
         """A replacement that cannot be prepared is given up; the search goes on while others work."""
         try:
             self._on_started(slot, result)

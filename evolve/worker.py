@@ -27,10 +27,9 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotPrepared:
-    """A worker that cannot; the traceback is in its log."""
+    """Why a worker cannot; the traceback is in its log."""
 
     reason: str
-    host: str
 
 
 class Worker:
@@ -48,7 +47,6 @@ class Worker:
 
     def prepare(self, batch_size: int | None) -> Prepared | NotPrepared:
         """Build the evaluator; ``batch_size`` is the one that the other workers use already, if they do."""
-        host = socket.gethostname()
         try:
             self._evaluator = self._factory(self._context)
             facts = self._evaluator.prepare()
@@ -56,8 +54,8 @@ class Worker:
                 self._evaluator.set_batch_size(batch_size)
         except Exception as error:
             traceback.print_exc()
-            return NotPrepared(reason=one_line(error), host=host)
-        return Prepared(facts=facts, host=host, pid=os.getpid())
+            return NotPrepared(reason=one_line(error))
+        return Prepared(facts=facts, host=socket.gethostname(), pid=os.getpid())
 
     def set_batch_size(self, batch_size: int) -> None:
         assert self._evaluator is not None, "prepare comes first"
