@@ -71,7 +71,8 @@ class Tally:
         if each is not None:
             parts.append(f"{each:.2f} s each")
             parts.append(f"{duration(each * max(0, self.total - self.done))} left")
-        parts.append(f"{len(self.workers)} worker{'s' if len(self.workers) != 1 else ''}")
+        if self.workers:
+            parts.append(f"{len(self.workers)} worker{'s' if len(self.workers) > 1 else ''}")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return " · ".join(parts)
@@ -157,10 +158,10 @@ class LiveProgress(Progress):
         self._console.print(line, markup=False, highlight=False)
 
     def _draw(self) -> RenderableType:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
 
-        bar = ProgressBar(
-            total=self._tally.total, completed=self._tally.done, width=min(60, self._console.width - 2)
-        )
-        return Group(bar, self._tally.line())
+        rows = Table.grid()
+        rows.add_row(ProgressBar(total=self._tally.total, completed=self._tally.done, width=60))
+        rows.add_row(self._tally.line())
+        return rows

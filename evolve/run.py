@@ -71,6 +71,7 @@ class _Run:
                 with contextlib.closing(self._open_journal(ready, settings, fleet)) as journal:
                     interrupted = self._search(ready, settings, fleet, journal)
                     if not interrupted and ready.suite.holdout is not None:
+                        self._say("scoring the held-out items ...")
                         run_holdout(self._holdout_rows(), fleet, journal)
                 self._export(fleet, check=not interrupted)
             self._report()

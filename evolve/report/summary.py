@@ -29,7 +29,7 @@ class ScoredCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """``candidates`` by their number; ``holdout`` with the latest record of each name."""
+    """``candidates`` by their number; ``holdout`` the latest record of each name: best, mean, baselines."""
 
     run: RunRecord
     candidates: tuple[CandidateRecord, ...]
@@ -77,8 +77,12 @@ def summarise(view: JournalView) -> Summary:
     return Summary(
         run=view.run,
         candidates=tuple(sorted(view.candidates, key=lambda record: record.id)),
-        holdout=tuple({record.name: record for record in view.holdout}.values()),
+        holdout=tuple(sorted({record.name: record for record in view.holdout}.values(), key=_holdout_order)),
     )
+
+
+def _holdout_order(record: HoldoutRecord) -> tuple[bool, bool, int]:
+    return record.name.startswith(BASELINE_PREFIX), record.name != "best", record.candidate_id
 
 
 def search_time(spans: Sequence[Measured]) -> Callable[[float], float]:

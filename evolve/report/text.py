@@ -68,7 +68,8 @@ def versus_text(value: Estimate | None, *, is_best_source: bool) -> str:
 def footnotes(table: HoldoutTable) -> list[str]:
     """What a reader of the held-out table has to know."""
     notes = []
-    if table.best_source is not None:
+    differences = [row.versus_best_source for row in table.rows if row.versus_best_source is not None]
+    if table.best_source is not None and any(difference.excludes_zero for difference in differences):
         name = display_name(table.best_source)
         notes.append(f"* differs from {name}, the best source here, by more than the paired 95 % interval.")
     if table.without_interval:
