@@ -30,7 +30,7 @@ def tokenizer_reference(recipe: Recipe, default: str, folders: Mapping[str, Path
     if source in (None, "base"):
         return default
     if source == "union":
-        _same_vocabulary("tokenizer_source: union", folders)
+        _same_vocabulary("tokenizer_source: union", {default: folders[default], **folders})
         return default
     reference = source.removeprefix("model:")
     if reference not in folders:

@@ -1,0 +1,216 @@
+"""The stream: the same bits in memory and on its own, compiled and eager, first and later, on every worker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from merge_engine import magnitudes, runner
+from merge_engine.engine import Engine
+from merge_engine.errors import PlanError
+from merge_engine.methods import ties
+from merge_engine.spec.methods import METHODS
+from merge_engine.spec.recipe import Recipe, parse_recipe
+from tests.merge_engine import toy
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return toy.family(tmp_path_factory.mktemp("models"))
+
+
+def recipe(method: str, models: list[str], *, dtype: str = "bfloat16", **parameters: Any) -> Recipe:
+    """A merge of every model with a different weight, for any method of the table."""
+    base, *sources = models
+    sources = sources[: METHODS[method].max_models]
+    own = {"weight": (0.3, 0.5, 0.45), "density": (0.3, 0.5, 0.7), "scale": (0.7,)}
+    known = {name: values for name, values in own.items() if METHODS[method].parameter(name)}
+    entries = [
+        {"model": source, "parameters": {name: values[i] for name, values in known.items()}}
+        for i, source in enumerate(sources)
+    ]
+    if method == "slerp":
+        parameters = {"t": [0.2, 0.8], **parameters}
+    data = {"merge_method": method, "models": entries, "dtype": dtype, "parameters": parameters}
+    return parse_recipe({**data, "base_model": base} if METHODS[method].needs_base else data)
+
+
+def merged(engine: Engine, job: Recipe) -> dict[str, Tensor]:
+    return dict(engine.stream(job))
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return list(a) == list(b) and all(
+        torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)) for name in a
+    )
+
+
+def test_the_stream_goes_through_the_model_in_order(models: list[str]) -> None:
+    names = list(merged(Engine(), recipe("linear", models)))
+    assert names[0] == "model.embed_tokens.weight"
+    layers = [int(name.split(".")[2]) for name in names if ".layers." in name]
+    assert layers == sorted(layers)
+    assert names[-2:] == ["lm_head.weight", "model.norm.weight"]
+    assert sorted(names) == sorted(toy.shapes(toy.config()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resident_tensors_get_the_bits_of_the_stream(models: list[str], method: str) -> None:
+    job = recipe(method, models)
+    alone = merged(Engine(), job)
+    resident = {name: torch.full_like(tensor, 7.0) for name, tensor in alone.items()}
+    pointers = {name: tensor.data_ptr() for name, tensor in resident.items()}
+    yielded = dict(Engine().stream(job, resident))
+    assert all(yielded[name] is resident[name] for name in resident)
+    assert {name: tensor.data_ptr() for name, tensor in resident.items()} == pointers
+    assert same(resident, alone)
+
+
+def test_resident_parameters_transposed_and_wider_ones(models: list[str]) -> None:
+    job = recipe("ties", models)
+    alone = merged(Engine(), job)
+    parameter = torch.nn.Parameter(torch.zeros_like(alone["lm_head.weight"]))
+    transposed = torch.zeros(alone["model.embed_tokens.weight"].T.shape, dtype=torch.bfloat16).T
+    wide = torch.zeros(alone["model.norm.weight"].shape, dtype=torch.float32)
+    into = {"lm_head.weight": parameter, "model.embed_tokens.weight": transposed, "model.norm.weight": wide}
+    for _ in Engine().stream(job, into):
+        pass
+    assert torch.equal(parameter.detach(), alone["lm_head.weight"])
+    assert parameter.requires_grad
+    assert torch.equal(transposed, alone["model.embed_tokens.weight"])
+    assert torch.equal(wide, alone["model.norm.weight"].float())  # bfloat16 values, as on disk
+
+
+def test_a_resident_tensor_of_another_shape_is_refused_before_anything_is_written(models: list[str]) -> None:
+    into = {"model.embed_tokens.weight": torch.zeros(64, 32), "model.norm.weight": torch.zeros(5)}
+    with pytest.raises(
+        PlanError, match=r"model\.norm\.weight: merges to \[32\], the resident tensor is \[5\]"
+    ):
+        list(Engine().stream(recipe("linear", models), into))
+    assert not into["model.embed_tokens.weight"].any()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+def test_a_used_engine_gives_what_a_fresh_one_gives(models: list[str], method: str, dtype: str) -> None:
+    used = Engine(seed=3)
+    merged(used, recipe("ties", models))
+    merged(used, recipe(method, models, normalize=False, dtype="float32"))
+    assert same(
+        merged(used, recipe(method, models, dtype=dtype)),
+        merged(Engine(seed=3), recipe(method, models, dtype=dtype)),
+    )
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "dare_linear"])
+def test_the_seed_decides_what_is_dropped(models: list[str], method: str) -> None:
+    job = recipe(method, models)
+    assert same(merged(Engine(seed=1), job), merged(Engine(seed=1), job))
+    assert not same(merged(Engine(seed=1), job), merged(Engine(seed=2), job))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+def test_pieces_and_blocks_do_not_show(
+    models: list[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    job = recipe(method, models)
+    whole = merged(Engine(), job)
+    monkeypatch.setattr(runner, "SHORT_ELEMENTS", 100)
+    monkeypatch.setattr(ties, "SHORT_ELEMENTS", 100)
+    monkeypatch.setattr(runner, "PIECE_ELEMENTS", 77)
+    monkeypatch.setattr(magnitudes, "_SMALL_BLOCK", 100)
+    assert same(merged(Engine(), job), whole)
+
+
+def test_the_same_bits_in_another_process_with_other_threads(models: list[str], tmp_path: Path) -> None:
+    code = f"""
+import torch
+torch.set_num_threads(2)
+from merge_engine.engine import Engine
+from merge_engine.spec.recipe import parse_recipe, recipe_data
+import json, sys
+job = parse_recipe(json.loads(sys.stdin.read()))
+torch.save(dict(Engine(seed=5).stream(job)), {str(tmp_path / "out.pt")!r})
+"""
+    import json
+
+    from merge_engine.spec.recipe import recipe_data
+
+    for method in ("dare_ties", "slerp"):
+        job = recipe(method, models)
+        subprocess.run(
+            [sys.executable, "-c", code], input=json.dumps(recipe_data(job)), text=True, check=True
+        )
+        assert same(torch.load(tmp_path / "out.pt"), merged(Engine(seed=5), job))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not runner.has_compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_kernels_give_the_bits_of_eager_ones(
+    models: list[str], monkeypatch: pytest.MonkeyPatch, method: str, dtype: str
+) -> None:
+    monkeypatch.setattr(runner, "SHORT_ELEMENTS", 200)
+    monkeypatch.setattr(ties, "SHORT_ELEMENTS", 200)
+    extra = {"lambda": 0.7} if METHODS[method].parameter("lambda") else {}
+    job = recipe(method, models, dtype=dtype, **extra)
+    assert same(merged(Engine(compile="always"), job), merged(Engine(compile="never"), job))
+
+
+def test_compiling_pays_only_for_large_models_where_there_is_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    auto = runner.Runner(device="cpu", policy="auto")
+    monkeypatch.setattr(runner, "has_compiler", lambda: True)
+    assert auto.compiles(500_000_000)
+    assert not auto.compiles(1_600_000)
+    monkeypatch.setattr(runner, "has_compiler", lambda: False)
+    assert not auto.compiles(500_000_000)
+    with pytest.raises(ValueError, match="expected 'auto', 'always' or 'never'"):
+        Engine(compile="sometimes")  # type: ignore[arg-type]
+
+
+def test_integer_tensors_are_copied_from_the_base(tmp_path: Path) -> None:
+    settings = toy.config()
+    folders = []
+    for seed, name in enumerate(("base", "a")):
+        tensors = toy.random_tensors(settings, seed)
+        tensors["model.position_ids"] = torch.arange(5) + seed
+        folders.append(str(toy.save(tmp_path / name, settings, tensors)))
+    assert merged(Engine(), recipe("task_arithmetic", folders))["model.position_ids"].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_without_dtype_the_models_own_is_kept(tmp_path: Path) -> None:
+    folders = toy.family(tmp_path, sources="a", dtype=torch.float16)
+    job = parse_recipe({"merge_method": "passthrough", "models": [{"model": folders[1]}]})
+    assert {tensor.dtype for tensor in merged(Engine(), job).values()} == {torch.float16}
+
+
+def test_tied_heads_are_written_once(tmp_path: Path) -> None:
+    settings = toy.config(tie_word_embeddings=True)
+    tensors = toy.random_tensors(settings, 0)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    folder = str(toy.save(tmp_path / "a", settings, tensors))
+    job = parse_recipe({"merge_method": "passthrough", "models": [{"model": folder}], "dtype": "bfloat16"})
+    assert "lm_head.weight" not in merged(Engine(), job)
+
+
+def test_source_files_are_mapped_not_changed(models: list[str]) -> None:
+    files = [file for model in models for file in Path(model).glob("*.safetensors")]
+    before = [file.read_bytes() for file in files]
+    merged(Engine(), recipe("ties", models))
+    assert [file.read_bytes() for file in files] == before
