@@ -68,10 +68,9 @@ def write_winner(record: CandidateRecord, summary: Summary, out: Path) -> None:
     Raises:
         ExportError: the disk is full, ``out`` holds something else, or a source model is gone.
     """
-    from merge_engine.folder import write_model
-
     from merge_engine.engine import Engine
     from merge_engine.errors import MergeError
+    from merge_engine.folder import write_model
 
     _check_replaceable(out)
     fresh = out.with_name(f".{out.name}.new")
@@ -83,6 +82,12 @@ def write_winner(record: CandidateRecord, summary: Summary, out: Path) -> None:
     except (MergeError, StorageError, OSError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise ExportError(_export_failure(out, error)) from error
+
+
+def is_written(record: CandidateRecord, summary: Summary, out: Path) -> bool:
+    """Whether ``out`` is what `write_winner` would write now; its card, written last, tells."""
+    card = out / "README.md"
+    return card.is_file() and card.read_text(encoding="utf-8") == model_card(record, summary, title=out.name)
 
 
 def model_card(record: CandidateRecord, summary: Summary, *, title: str) -> str:

@@ -12,7 +12,7 @@ import psutil
 
 from evolve import outlook
 from evolve.errors import SearchChangedError
-from evolve.export import BestConfig, ExportError, rescore, write_winner
+from evolve.export import BestConfig, ExportError, is_written, rescore, write_winner
 from evolve.holdout import HoldoutRow, run_holdout
 from evolve.journal import Journal, JournalView, read_journal
 from evolve.observer import Observer
@@ -66,18 +66,37 @@ class _Run:
         self._say(*outlook.before_start(ready, self._storage.folder, earlier, free_bytes))
         with self._storage.lock():
             self._keep_search_file(ready.search_file, ready.max_fevals, earlier)
-            with self._start_fleet(ready, earlier) as fleet:
-                settings = self._settings(ready, fleet, earlier)
-                with contextlib.closing(self._open_journal(ready, settings, fleet)) as journal:
-                    interrupted = self._search(ready, settings, fleet, journal)
-                    if not interrupted and ready.suite.holdout is not None:
-                        self._say("scoring the held-out items ...")
-                        run_holdout(self._holdout_rows(), fleet, journal)
-                self._export(fleet, check=not interrupted)
+            status = 0 if self._is_finished(ready, earlier) else self._work(ready, earlier)
             self._report()
-        if interrupted:
+        if status == INTERRUPTED:
             self._say("stopped early; the same command goes on from here")
-        return INTERRUPTED if interrupted else 0
+        return status
+
+    def _is_finished(self, ready: Ready, earlier: JournalView | None) -> bool:
+        """Whether an earlier start did it all: the budget, the held-out items, the winner's model."""
+        if earlier is None or len(earlier.candidates) < ready.max_fevals:
+            return False
+        scored = {(record.name, record.candidate_id) for record in earlier.holdout}
+        wanted = self._holdout_rows() if ready.suite.holdout is not None else []
+        summary = summarise(earlier)
+        winner = choose_winner(earlier.candidates)
+        return all((row.name, row.candidate.id) in scored for row in wanted) and (
+            winner is None
+            or not self._options.save_final_model
+            or is_written(winner, summary, self._storage.final_model)
+        )
+
+    def _work(self, ready: Ready, earlier: JournalView | None) -> int:
+        """Everything that needs workers; returns the exit status."""
+        with self._start_fleet(ready, earlier) as fleet:
+            settings = self._settings(ready, fleet, earlier)
+            with contextlib.closing(self._open_journal(ready, settings, fleet)) as journal:
+                interrupted = self._search(ready, settings, fleet, journal)
+                if not interrupted and ready.suite.holdout is not None:
+                    self._say("scoring the held-out items ...")
+                    run_holdout(self._holdout_rows(), fleet, journal)
+            exported = self._export(fleet, check=not interrupted)
+        return INTERRUPTED if interrupted else int(not exported)
 
     def _keep_search_file(
         self, search_file: SearchFile, max_fevals: int, earlier: JournalView | None
@@ -188,22 +207,26 @@ class _Run:
         named = [("best", best), (MEAN, mean), *((record.origin, record) for record in baselines)]
         return [HoldoutRow(name=name, candidate=record) for name, record in named if record is not None]
 
-    def _export(self, fleet: Fleet, *, check: bool) -> None:
-        """Write the model of the winner on the search items, and check that it scores the same from disk."""
+    def _export(self, fleet: Fleet, *, check: bool) -> bool:
+        """Write the model of the winner on the search items, and check that it scores the same from disk.
+
+        Returns whether what was asked for is there and right.
+        """
         summary = summarise(read_journal(self._storage.journal))
         winner = choose_winner(summary.candidates)
         if winner is None or not isinstance(winner.outcome, Scored) or not self._options.save_final_model:
-            return
+            return True
         folder = self._storage.final_model
         try:
             write_winner(winner, summary, folder)
         except ExportError as error:
-            self._say(f"warning: {error}")
-            return
+            self._say(f"WARNING: {error}")
+            return False
         self._say(f"wrote {folder}: candidate {winner.id + 1} ({display_name(winner.origin)})")
         difference = rescore(folder, winner.outcome.report, fleet) if check else None
         if difference is not None:
             self._say(f"WARNING: {folder}: {difference}. Do not trust its scores; please report this.")
+        return difference is None
 
     def _report(self) -> None:
         summary = summarise(read_journal(self._storage.journal))

@@ -170,8 +170,8 @@ def _commands_section(storage_path: Path) -> list[str]:
 
     folder = shlex.quote(str(storage_path))
     commands = (
-        f"# go on, or extend the search with a larger --max-fevals\n"
-        f"mergekit-evolve SEARCH.yml --storage-path {folder}\n\n"
+        f"# go on, or extend the search with a larger --max-fevals (add the options of the first start)\n"
+        f"mergekit-evolve {folder}/search.yml --storage-path {folder}\n\n"
         f"# merge the winner again, here or with mergekit-yaml\n"
         f"mergevolve merge {folder}/best_config.yaml OUT\n"
     )

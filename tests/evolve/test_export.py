@@ -12,7 +12,15 @@ import pytest
 import yaml
 
 from evolve.evaluator import Evaluation
-from evolve.export import BestConfig, ExportError, config_text, differing_items, rescore, write_winner
+from evolve.export import (
+    BestConfig,
+    ExportError,
+    config_text,
+    differing_items,
+    is_written,
+    rescore,
+    write_winner,
+)
 from evolve.fleet import Done, Job, WorkerEvent
 from evolve.journal import JournalView
 from evolve.outcome import Failed, Outcome, Scored
@@ -89,6 +97,9 @@ def test_the_model_loads_and_has_tokenizer_generation_config_and_card(
     assert AutoTokenizer.from_pretrained(out)("a b").input_ids == [3, 4]
     assert GenerationConfig.from_pretrained(out).eos_token_id == 1
     assert [path.name for path in tmp_path.iterdir()] == ["final_model"]
+    assert is_written(winner, summary_of(winner), out)
+    assert not is_written(replace(winner, id=7), summary_of(winner), out)
+    assert not is_written(winner, summary_of(winner), tmp_path / "elsewhere")
 
     _, front, body = (out / "README.md").read_text().split("---\n", 2)
     header = yaml.safe_load(front)

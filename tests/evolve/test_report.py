@@ -129,7 +129,7 @@ def test_the_page_is_whole_and_loads_nothing_from_elsewhere() -> None:
     for expected in (
         "Held-out items",
         "weight · self_attn",
-        "mergekit-evolve SEARCH.yml",
+        "mergekit-evolve demo-run/search.yml",
         "merge_method: ties",
     ):
         assert expected in html

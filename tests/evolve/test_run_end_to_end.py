@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "search.yml").write_text(tiny.search_text(folder / "models", candidates=3000), encoding="utf-8")
     with driver(folder, "first.log") as process:
         wait_for_candidates(folder, 8, process)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it, too
         assert process.wait(timeout=120) == 130, (folder / "first.log").read_text()
     (folder / "interrupted").mkdir()
     for name in ("best_config.yaml", "journal.jsonl", "report.html"):
@@ -54,7 +54,12 @@ def driver(folder: Path, log: str, *options: str) -> Iterator[subprocess.Popen[b
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with (folder / log).open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             yield process
@@ -173,6 +178,16 @@ def test_status_and_report_afterwards(folder: Path) -> None:
     (folder / "run" / "report.html").unlink()
     invoke("report", folder / "run")
     assert "Held-out items" in (folder / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_finished_search_starts_no_worker(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run" / "final_model").iterdir()}
+    with driver(folder, "third.log", "--max-fevals", str(len(journal(folder).candidates))) as process:
+        assert process.wait(timeout=120) == 0
+    said = (folder / "third.log").read_text()
+    assert "starting workers" not in said
+    assert "Held-out items, with 95 % intervals" in said
+    assert {path: path.stat().st_mtime_ns for path in (folder / "run" / "final_model").iterdir()} == before
 
 
 def test_the_storage_path_holds_what_the_docs_name_and_nothing_else(folder: Path) -> None:
