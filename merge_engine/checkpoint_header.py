@@ -1,7 +1,7 @@
 """Names, shapes and dtypes of a model folder, read from the file headers alone: no torch, no tensor data.
 
-A safetensors file is 8 bytes (little endian: length of the header), a JSON header, then the tensors' bytes; offsets
-in the header count from the end of the header.
+A safetensors file is 8 bytes (little endian: length of the header), a JSON header, then the tensors' bytes;
+offsets in the header count from the end of the header.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """Where one tensor lies: bytes [begin, end) of ``file``. ``dtype`` is safetensors' name of it (``BF16``)."""
+    """Where one tensor lies: bytes [begin, end) of ``file``. ``dtype`` is safetensors' name (``BF16``)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -52,8 +52,8 @@ class CheckpointHeader:
 def open_header(folder: Path) -> CheckpointHeader:
     """Read ``config.json`` and the safetensors headers of ``folder``.
 
-    Raises `CheckpointError`, naming the file, for a missing, truncated or lying file, a tensor that two shards
-    hold, and an index that names a file outside the folder.
+    Raises `CheckpointError`, naming the file, for a missing, truncated or lying file, a tensor that two
+    shards hold, and an index that names a file outside the folder.
     """
     folder = Path(folder)
     config = _read_json(folder / "config.json", "is this a Hugging Face model folder?")
@@ -102,7 +102,8 @@ def _tensor_info(file: Path, name: str, entry: Any, data_begin: int, data_bytes:
         raise CheckpointError(f"{file}: tensor {name!r} has dtype {dtype!r}; known: {', '.join(ITEM_BYTES)}")
     if not begin <= end <= data_bytes:
         raise CheckpointError(
-            f"{file}: tensor {name!r} claims bytes {begin} to {end} of {data_bytes}: the file is cut short or damaged"
+            f"{file}: tensor {name!r} claims bytes {begin} to {end} of {data_bytes}: "
+            "the file is cut short or damaged"
         )
     if end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
         raise CheckpointError(

@@ -21,8 +21,8 @@ from merge_engine.tensor_files import MERGE_DTYPES
 class Engine:
     """Merges recipes, one after another; one per worker.
 
-    It keeps files mapped, and what it has learnt about the sources, between recipes: the first merge of a set of
-    models prepares, the next ones only merge. The same recipe and seed give the same bits on every worker,
+    It keeps files mapped, and what it has learnt about the sources, between recipes: the first merge of a set
+    of models prepares, the next ones only merge. The same recipe and seed give the same bits on every worker,
     whether compiled or not.
 
     seed: root of the random methods (dare_*).
@@ -58,8 +58,8 @@ class Engine:
     ) -> Iterator[tuple[str, Tensor]]:
         """The merged tensors by checkpoint name, ordered by layer.
 
-        Where ``into`` has the name, the result is written to that tensor and it is what is yielded; otherwise a
-        new tensor of the recipe's dtype. Values are those of the recipe's ``out_dtype`` (or ``dtype``) in
+        Where ``into`` has the name, the result is written to that tensor and it is what is yielded; otherwise
+        a new tensor of the recipe's dtype. Values are those of the recipe's ``out_dtype`` (or ``dtype``) in
         either case. Raises `PlanError` before anything is written.
         """
         plan = self.plan(recipe)

@@ -1,7 +1,7 @@
 """Errors of the merge engine.
 
 MergeError
-├── RecipeError      the recipe itself is wrong (unknown key, value out of range): carries all problems at once
+├── RecipeError      the recipe itself is wrong (unknown key, value out of range): carries all problems
 ├── CheckpointError  a model folder or file cannot be read, or is not what it claims to be
 ├── PlanError        the recipe and the models do not fit together (shapes, layers, missing tensors)
 └── OutputError      the result cannot be written

@@ -29,9 +29,10 @@ _LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 def write_model(engine: Engine, recipe: Recipe, out: Path, *, shard_bytes: float = 5e9) -> None:
     """Merge ``recipe`` into the new folder ``out``: weights, config, generation config, tokenizer.
 
-    Tensors are those of ``engine.stream(recipe)``, written as they come. Everything goes into a temporary folder
-    beside ``out``, the config last, which is then renamed: a failed or killed merge leaves no ``out``. Raises
-    `PlanError` before anything is written, and `OutputError` where ``out`` exists or the disk does not take it.
+    Tensors are those of ``engine.stream(recipe)``, written as they come. Everything goes into a temporary
+    folder beside ``out``, the config last, which is then renamed: a failed or killed merge leaves no ``out``.
+    Raises `PlanError` before anything is written, and `OutputError` where ``out`` exists or the disk does not
+    take it.
     """
     plan = engine.plan(recipe)
     folders = {reference: engine.header(reference).folder for reference in recipe.model_references()}

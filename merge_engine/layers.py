@@ -22,8 +22,8 @@ _BEFORE_LAYERS = re.compile(r"embed|wte|wpe|(^|\.)emb\.")
 class LayerNames:
     """The tensor names of a checkpoint in the order of its forward pass.
 
-    ``prefix`` is what stands before the layer number (``model.layers.``); ``layer`` holds, for every layer, the
-    names after the number. ``before`` and ``after`` are full names.
+    ``prefix`` is what stands before the layer number (``model.layers.``); ``layer`` holds, for every layer,
+    the names after the number. ``before`` and ``after`` are full names.
     """
 
     prefix: str
@@ -36,7 +36,7 @@ class LayerNames:
 
 
 def layer_names(header: CheckpointHeader) -> LayerNames:
-    """Sort the tensors of a checkpoint into layers. Raises `CheckpointError` where no layer stack is found."""
+    """Sort the tensors of a checkpoint into layers. Raises `CheckpointError` where it has no layers."""
     stacks = _stacks(header.tensors)
     complete = {
         prefix: layers for prefix, layers in stacks.items() if sorted(layers) == list(range(len(layers)))

@@ -1,10 +1,10 @@
 """Which elements of a task vector are among its k largest, for any k, without sorting for each candidate.
 
-Magnitudes do not change between candidates, so they are counted once: per block of the tensor, how many elements fall
-into each of the 2**15 bins that the sign-less upper half of an fp32 number makes. A bfloat16 magnitude is its bin, so
-the k-th largest is a look-up in the sums of the counts; where only some of the elements equal to it are wanted, the
-counts say in which block the last of them lies, and that block alone is read. For wider dtypes, the elements of one bin
-are gathered and sorted.
+Magnitudes do not change between candidates, so they are counted once: per block of the tensor, how many
+elements fall into each of the 2**15 bins that the sign-less upper half of an fp32 number makes. A bfloat16
+magnitude is its bin, so the k-th largest is a look-up in the sums of the counts; where only some of the
+elements equal to it are wanted, the counts say in which block the last of them lies, and that block alone is
+read. For wider dtypes, the elements of one bin are gathered and sorted.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Kept:
 class MagnitudeIndex:
     """Counts of one task vector's magnitudes.
 
-    ``delta(start, stop)`` gives elements [start, stop) as fp32, and must always give the same. ``exact``: the values
-    are bfloat16 numbers. Memory: 2 bytes (4 where a count needs it) for each populated bin of each block, 1-2 % of a
-    bfloat16 task vector.
+    ``delta(start, stop)`` gives elements [start, stop) as fp32, and must always give the same. ``exact``: the
+    values are bfloat16 numbers. Memory: 2 bytes (4 where a count needs it) for each populated bin of each
+    block, 1-2 % of a bfloat16 task vector.
     """
 
     def __init__(self, delta: Callable[[int, int], Tensor], elements: int, *, exact: bool) -> None:

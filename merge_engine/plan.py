@@ -32,8 +32,9 @@ class TensorJob:
     """One tensor of the result.
 
     ``sources`` are the merged models without the base where the method works on differences from it.
-    ``per_source`` holds the model parameters, one mapping for each source; ``shared`` those of the whole merge.
-    ``dtype`` is what is merged in, ``out_dtype`` what is written; both None for integer tensors, which are copied.
+    ``per_source`` holds the model parameters, one mapping for each source; ``shared`` those of the whole
+    merge. ``dtype`` is what is merged in, ``out_dtype`` what is written; both None for integer tensors, which
+    are copied.
     """
 
     name: str
@@ -67,7 +68,7 @@ class LayerOrigin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Every tensor of the result in the order of the stream: before the layers, layer by layer, after them."""
+    """Every tensor of the result in the order of the stream: before the layers, by layer, after them."""
 
     jobs: tuple[TensorJob, ...]
     layers: tuple[LayerOrigin, ...]
@@ -216,7 +217,7 @@ class _Planner:
             )
 
     def _starts(self, piece: _Piece) -> dict[str, int]:
-        """The first layer of each model in this slice; a base that is not among the sources is taken as the first is."""
+        """The first layer of each model here; a base outside the sources is taken as the first source is."""
         starts = {source.model: source.layer_range[0] for source in reversed(piece.sources)}
         if piece.base_model is not None:
             starts.setdefault(piece.base_model, piece.sources[0].layer_range[0])

@@ -1,4 +1,4 @@
-"""What every candidate needs again: open models, mapped tensors, magnitude counts, angles. Made once, kept."""
+"""What every candidate needs again: open models, mapped tensors, magnitude counts, angles; made once."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ class Runner:
     ) -> None:
         """Merge elements [call.start, call.stop) into ``out_N``. All tensors are flat and of one length.
 
-        ``dtypes``: the merge dtype and the dtype of the result, to which values are rounded even where ``out_N``
-        could hold more.
+        ``dtypes``: the merge dtype and the dtype of the result, to which values are rounded even where
+        ``out_N`` could hold more.
         """
         compiled = compiled and call.stop - call.start >= SHORT_ELEMENTS
         whole = compiled or call.stop - call.start < SHORT_ELEMENTS
@@ -115,6 +115,6 @@ def _compiled(kernel: Kernel) -> Callable[..., None]:
 
 
 def _piece(x_N: Tensor, start: int, stop: int) -> Tensor:
-    """Elements [start, stop) of a flat tensor, over the same storage but no view: torch.compile tracks views."""
+    """Elements [start, stop) of a flat tensor over the same storage, but no view, which dynamo tracks."""
     piece = torch.empty(0, dtype=x_N.dtype, device=x_N.device)
     return piece.set_(x_N.untyped_storage(), x_N.storage_offset() + start, (stop - start,), (1,))

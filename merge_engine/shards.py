@@ -39,8 +39,8 @@ def write_shards(
 ) -> None:
     """Write ``tensors``, which must come as ``specs`` say, into ``folder`` as transformers names its shards.
 
-    Shards hold at most ``shard_bytes`` unless a single tensor is larger. Files are fsynced, the index is written
-    last. Raises `OSError`.
+    Shards hold at most ``shard_bytes`` unless a single tensor is larger. Files are fsynced, the index is
+    written last. Raises `OSError`.
     """
     shards = _split(specs, shard_bytes)
     names = _file_names(len(shards))

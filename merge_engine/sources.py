@@ -20,15 +20,16 @@ WANTED_FILES = (
 def resolve(reference: str) -> Path:
     """The folder of a source model.
 
-    ``reference`` is a local folder, taken as it is, or a hub id with an optional revision (``org/name@revision``),
-    fetched through `huggingface_hub` into its cache. Raises `CheckpointError` where there is no such model.
+    ``reference`` is a local folder, taken as it is, or a hub id with an optional revision
+    (``org/name@revision``), fetched through `huggingface_hub` into its cache. Raises `CheckpointError` where
+    there is no such model.
     """
     if Path(reference).is_dir():
         return Path(reference)
     if "+" in reference:
         raise CheckpointError(
-            f"{reference}: adapters (model+adapter) cannot be merged on the fly yet; merge the adapter into its "
-            "model first (peft: merge_and_unload, then save_pretrained) and name that folder"
+            f"{reference}: adapters (model+adapter) cannot be merged on the fly yet; merge the adapter into "
+            "its model first (peft: merge_and_unload, then save_pretrained) and name that folder"
         )
     if Path(reference).is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1:
         raise CheckpointError(f"{reference}: no such folder")

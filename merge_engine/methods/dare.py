@@ -1,4 +1,4 @@
-"""DARE: drop task vector elements at random and rescale the rest. Yu et al. 2023, arXiv 2311.03099, section 3.2.
+"""DARE: drop task vector elements at random, rescale the rest. Yu et al. 2023, arXiv 2311.03099, section 3.2.
 
 Which elements stay is fixed by one field of uniforms per (seed, source model, tensor): element i stays where
 u_i < density, so that a smaller density keeps a subset of what a larger one keeps.
@@ -33,7 +33,7 @@ def _terms(
     densities_M: Tensor,
     gains_M: Tensor,
 ) -> list[Tensor]:
-    """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m (equation 2, gain = 1 / density)."""
+    """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m (section 3.2; gain 1 / density)."""
     terms = []
     for m, source_N in enumerate(sources):
         kept_N = field_N(first, source_N.numel(), keys_M2[m]).lt_(densities_M[m])

@@ -59,7 +59,7 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A merge method: ``calls`` turns a job's parameters into runs of ``kernel`` that cover the tensor once."""
+    """A merge method: ``calls`` turns a job's parameters into runs of ``kernel`` that cover the tensor."""
 
     kernel: Kernel
     calls: Callable[[Inputs], Iterable[Call]]

@@ -1,8 +1,8 @@
-"""A fixed field of uniforms: the number at each place is a hash of the place and a key, so that any piece of it can
-be made anywhere, on any worker, in any order.
+"""A fixed field of uniforms: the number at each place is a hash of the place and a key, so that any piece
+of it can be made anywhere, on any worker, in any order.
 
-The hash is two multiply-xorshift rounds (constants of Ettinger and Wellons, hash-prospector, lowbias32) with one half
-of a 64-bit key before each. All arithmetic is modulo 2**32 in int32.
+The hash is two multiply-xorshift rounds (constants of Ettinger and Wellons, hash-prospector, lowbias32) with
+one half of a 64-bit key before each. All arithmetic is modulo 2**32 in int32.
 """
 
 from __future__ import annotations

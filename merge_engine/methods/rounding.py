@@ -1,7 +1,7 @@
 """Rounding of fp32 intermediates to the dtype that the merge is done in.
 
-The ecosystem's merges compute in the merge dtype, step by step. To give its numbers, kernels compute in fp32 and
-round where it does.
+The ecosystem's merges compute in the merge dtype, step by step. To give its numbers, kernels compute in fp32
+and round where it does.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 def rounded(x_N: Tensor, dtype: torch.dtype) -> Tensor:
     r"""``x_N`` (fp32) rounded to nearest even in ``dtype``, as fp32.
 
-    bfloat16 keeps 8 of fp32's 24 significant bits; Veltkamp's splitting (Dekker 1971, A floating-point technique
-    for extending the available precision) does that in three operations, where a conversion there and back takes
-    twelve. It is exact for 2**-126 <= \|x\| < 2**111, which no weight of a model leaves.
+    bfloat16 keeps 8 of fp32's 24 significant bits; Veltkamp's splitting (Dekker 1971, A floating-point
+    technique for extending the available precision) does that in three operations, where a conversion there
+    and back takes twelve. It is exact for 2**-126 <= \|x\| < 2**111, which no weight of a model leaves.
     """
     if dtype == torch.float32:
         return x_N

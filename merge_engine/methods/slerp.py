@@ -25,7 +25,7 @@ def slerp(
 
 
 def slerp_parts(t: float, cosine: float) -> tuple[float, float]:
-    """sin((1 - t) a) / sin(a) and sin(t a) / sin(a) for the angle a between the tensors (Shoemake, section 3.3)."""
+    """sin((1 - t) a) / sin(a) and sin(t a) / sin(a) for the angle a between the tensors (section 3.3)."""
     if abs(cosine) > COLLINEAR:
         return 1.0 - t, t
     angle = math.acos(cosine)

@@ -1,4 +1,4 @@
-"""The kernels by method name: the one place that knows them all. `merge_engine.spec.methods` says what they take."""
+"""The kernels by method name, all of them; `merge_engine.spec.methods` says what parameters they take."""
 
 from __future__ import annotations
 

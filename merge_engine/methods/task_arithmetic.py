@@ -1,4 +1,7 @@
-"""Base plus weighted task vectors. Ilharco et al. 2022, Editing Models with Task Arithmetic, arXiv 2212.04089."""
+"""Base plus weighted task vectors. Ilharco et al. 2022, Editing Models with Task Arithmetic, arXiv 2212.04089
+
+Suffixes: N elements, M models.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def task_arithmetic(
     divisor: Tensor | None,
     factor: Tensor | None,
 ) -> Tensor:
-    """base + lambda * sum_m w_m (x_m - base) (section 2), the sum divided by ``divisor`` where it is given."""
+    """base + lambda * sum_m w_m (x_m - base) (section 2), the sum divided by ``divisor`` if there is one."""
     mixed_N = rounded(task_vector(sources[0], base_N, dtype) * weights_M[0], dtype)
     for m, source_N in enumerate(sources[1:], start=1):
         mixed_N = mixed_N + rounded(task_vector(source_N, base_N, dtype) * weights_M[m], dtype)

@@ -1,7 +1,7 @@
 """What every method that works on task vectors shares. Suffixes: N elements, M models.
 
-Each step is rounded to the merge dtype where the ecosystem's merges round it. Masks are fp32 zeros and ones made by
-in-place comparisons: run eagerly, they take a thirtieth of the time of `torch.where`.
+Each step is rounded to the merge dtype where the ecosystem's merges round it. Masks are fp32 zeros and ones
+made by in-place comparisons: run eagerly, they take a thirtieth of the time of `torch.where`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def task_vector(source_N: Tensor, base_N: Tensor, dtype: torch.dtype) -> Tensor:
 def add_to_base(
     base_N: Tensor, mixed_N: Tensor, divisor: Tensor | None, factor: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """base + lambda * mixed / divisor; ``divisor`` (a scalar or one per element) and lambda may be left out."""
+    """base + lambda * mixed / divisor; the divisor (scalar or one per element) and lambda may be None."""
     mixed_N = rounded(mixed_N, dtype)
     if divisor is not None:
         divisor = rounded(divisor, dtype)

@@ -1,4 +1,7 @@
-"""TIES-Merging: trim, elect signs, merge. Yadav et al. 2023, arXiv 2306.01708, algorithm 1."""
+"""TIES-Merging: trim, elect signs, merge. Yadav et al. 2023, arXiv 2306.01708, algorithm 1.
+
+Suffixes: N elements, M models.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def _calls(inputs: Inputs) -> Iterator[Call]:
 
 
 def _runs(kept: Sequence[Kept], elements: int) -> Iterator[tuple[int, int]]:
-    """Cut a long tensor where a model's ties end, so that scalars say what is kept; a short one costs less whole."""
+    """Cut a long tensor where a model's ties end, so that scalars say what is kept; leave a short one whole."""
     if elements < SHORT_ELEMENTS:
         yield 0, elements
     else:
@@ -66,7 +69,7 @@ def _runs(kept: Sequence[Kept], elements: int) -> Iterator[tuple[int, int]]:
 
 
 def _thresholds(kept: Kept, start: int, stop: int) -> Tensor:
-    """What the magnitudes of elements [start, stop) must reach: past the last tie that is kept, a little more."""
+    """What magnitudes of elements [start, stop) must reach: past the last tie that is kept, a little more."""
     if kept.ties_end >= stop:
         return torch.tensor(kept.threshold)
     if kept.ties_end <= start:

@@ -34,7 +34,7 @@ def test_sharded_and_single_files_read_alike(tmp_path: Path, folder: Path) -> No
 
 def test_reads_without_torch(folder: Path) -> None:
     code = (
-        "import sys, pathlib; from merge_engine.checkpoint_header import open_header; import merge_engine.plan;"
+        "import pathlib, sys, merge_engine.plan; from merge_engine.checkpoint_header import open_header;"
         f"open_header(pathlib.Path({str(folder)!r})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""The stream: the same bits in memory and on its own, compiled and eager, first and later, on every worker."""
+"""The stream: the same bits in memory and on its own, compiled and eager, early and late, on every worker."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ They must agree within one bfloat16 ulp, except at elements that the test finds 
 
 - a magnitude ties with the density threshold (which of the equals are kept is arbitrary in the wheel);
 - a sign vote lies within rounding of zero;
-- a weighted sum cancels so far that the rounding of its fp32 additions shows, which the wheel does in another order
+- a weighted sum cancels so far that the rounding of its fp32 additions shows, which the wheel does otherwise
   (`linear` only, one element in some 30,000).
 """
 
@@ -36,7 +36,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random bfloat16 models ``base``, ``a``, ``b``, ``c`` of two shards, and ``odd`` ones that are full of ties."""
+    """Random bfloat16 models ``base``, ``a``, ``b``, ``c`` of two shards, and ``odd_*`` ones full of ties."""
     path = tmp_path_factory.mktemp("models")
     toy.family(path)
     settings = toy.config()
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _adversarial(base: Tensors, seed: int) -> Tensors:
-    """Task vectors of few magnitudes, with zeros, exact opposites and very large and small numbers among them."""
+    """Task vectors of few magnitudes: zeros, exact opposites, very large and very small numbers."""
     generator = torch.Generator().manual_seed(seed)
     steps = torch.tensor([0.0, 0.0, 0.5, -0.5, 0.25, 2.0, -2.0, 1e-30, 1e4])
     made = {}
