@@ -49,7 +49,7 @@ class Preparation:
             source_N, base_N = self.tensor(source), self.tensor(base)
 
             def delta(start: int, stop: int) -> Tensor:
-                return task_vector(source_N[start:stop], base_N[start:stop], dtype)
+                return task_vector(source_N[start:stop], base_N[start:stop], dtype).to(torch.float32)
 
             self._magnitudes[key] = MagnitudeIndex(delta, source_N.numel(), exact=dtype == torch.bfloat16)
         return self._magnitudes[key]

@@ -20,6 +20,7 @@ from merge_engine.methods.task_vectors import (
     factor_or_none,
     rounded_weights,
     task_vector,
+    weighted,
 )
 
 
@@ -33,12 +34,12 @@ def _terms(
     densities_M: Tensor,
     gains_M: Tensor,
 ) -> list[Tensor]:
-    """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m (section 3.2; gain 1 / density)."""
+    """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m (section 3.2, gain 1 / density)."""
     terms = []
     for m, source_N in enumerate(sources):
         kept_N = field_N(first, source_N.numel(), keys_M2[m]).lt_(densities_M[m])
         delta_N = task_vector(source_N, base_N, dtype) * kept_N
-        terms.append(rounded(rounded(delta_N * gains_M[m], dtype) * weights_M[m], dtype))
+        terms.append(weighted(rounded(delta_N * gains_M[m], dtype), weights_M[m], dtype))
     return terms
 
 

@@ -22,7 +22,7 @@ Argument: TypeAlias = "Tensor | Sequence[Tensor] | bool | None"
 #   sources    M tensors of shape (N,), any float dtype; base_N likewise, or None where the method has no base
 #   first      int32 scalar: the place of element 0 in the whole tensor
 #   dtype      the merge dtype
-#   merged_N   fp32, holding values of the merge dtype
+#   merged_N   values of the merge dtype, in it or in fp32
 Kernel: TypeAlias = Callable[..., Tensor]
 
 

@@ -23,9 +23,9 @@ def linear(
     total: Tensor | None,
 ) -> Tensor:
     """sum_m w_m x_m, divided by ``total`` where it is given."""
-    merged_N = read(sources[0], dtype) * weights_M[0]
+    merged_N = read(sources[0], dtype).to(torch.float32) * weights_M[0]
     for m, source_N in enumerate(sources[1:], start=1):
-        merged_N = merged_N + read(source_N, dtype) * weights_M[m]
+        merged_N = merged_N + read(source_N, dtype).to(torch.float32) * weights_M[m]
     return rounded(merged_N if total is None else merged_N / total, dtype)
 
 

@@ -17,7 +17,7 @@ def passthrough(
     """scale * x."""
     (source_N,) = sources
     kept_N = read(source_N, dtype)
-    return kept_N if scale is None else rounded(kept_N * scale, dtype)
+    return kept_N if scale is None else rounded(kept_N.to(torch.float32) * scale, dtype)
 
 
 def _calls(inputs: Inputs) -> Iterator[Call]:

@@ -21,7 +21,8 @@ def slerp(
 ) -> Tensor:
     """p_0 base + p_1 x, with the parts of the base and of the other model."""
     (source_N,) = sources
-    return rounded(read(base_N, dtype) * parts_2[0] + read(source_N, dtype) * parts_2[1], dtype)
+    base_part_N = read(base_N, dtype).to(torch.float32) * parts_2[0]
+    return rounded(base_part_N + read(source_N, dtype).to(torch.float32) * parts_2[1], dtype)
 
 
 def slerp_parts(t: float, cosine: float) -> tuple[float, float]:

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Inputs
-from merge_engine.methods.rounding import rounded
-from merge_engine.methods.task_vectors import add_to_base, factor_or_none, rounded_weights, task_vector
+from merge_engine.methods.task_vectors import (
+    add_to_base,
+    factor_or_none,
+    rounded_weights,
+    task_vector,
+    weighted,
+)
 
 
 def task_arithmetic(
@@ -25,9 +30,9 @@ def task_arithmetic(
     factor: Tensor | None,
 ) -> Tensor:
     """base + lambda * sum_m w_m (x_m - base) (section 2), the sum divided by ``divisor`` if there is one."""
-    mixed_N = rounded(task_vector(sources[0], base_N, dtype) * weights_M[0], dtype)
+    mixed_N = weighted(task_vector(sources[0], base_N, dtype), weights_M[0], dtype)
     for m, source_N in enumerate(sources[1:], start=1):
-        mixed_N = mixed_N + rounded(task_vector(source_N, base_N, dtype) * weights_M[m], dtype)
+        mixed_N = mixed_N + weighted(task_vector(source_N, base_N, dtype), weights_M[m], dtype)
     return add_to_base(base_N, mixed_N, divisor, factor, dtype)
 
 

@@ -16,7 +16,7 @@ from merge_engine.methods.rounding import read, rounded
 
 
 def task_vector(source_N: Tensor, base_N: Tensor, dtype: torch.dtype) -> Tensor:
-    """delta = x - base, as fp32."""
+    """delta = x - base."""
     return rounded(read(source_N, dtype) - read(base_N, dtype), dtype)
 
 
@@ -26,12 +26,16 @@ def add_to_base(
     """base + lambda * mixed / divisor; the divisor (scalar or one per element) and lambda may be None."""
     mixed_N = rounded(mixed_N, dtype)
     if divisor is not None:
-        divisor = rounded(divisor, dtype)
         divisor = divisor + divisor.abs().lt_(1e-8)  # a sum of weights this small does not divide
-        mixed_N = rounded(mixed_N / divisor, dtype)
+        mixed_N = rounded(mixed_N / rounded(divisor, dtype), dtype)
     if factor is not None:
         mixed_N = rounded(mixed_N * factor, dtype)
     return rounded(read(base_N, dtype) + mixed_N, dtype)
+
+
+def weighted(delta_N: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """w * delta as the merge dtype holds it, in fp32 for sums."""
+    return rounded(delta_N * weight, dtype).to(torch.float32)
 
 
 def consensus(terms: Sequence[Tensor], weights_M: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:

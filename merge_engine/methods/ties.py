@@ -6,23 +6,23 @@ Suffixes: N elements, M models.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from merge_engine.magnitudes import Kept
 from merge_engine.methods.family import SHORT_ELEMENTS, Call, Family, Inputs
-from merge_engine.methods.rounding import rounded
 from merge_engine.methods.task_vectors import (
     add_to_base,
     consensus,
     factor_or_none,
     rounded_weights,
     task_vector,
+    weighted,
 )
+
+_INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
 def ties(
@@ -43,7 +43,7 @@ def ties(
     for m, source_N in enumerate(sources):
         delta_N = task_vector(source_N, base_N, dtype)
         trimmed_N = delta_N * delta_N.abs().ge_(thresholds[m])
-        terms.append(rounded(trimmed_N * weights_M[m], dtype))
+        terms.append(weighted(trimmed_N, weights_M[m], dtype))
     mixed_N, divisor_N = consensus(terms, weights_M, normalize)
     return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)
 
@@ -54,12 +54,12 @@ def _calls(inputs: Inputs) -> Iterator[Call]:
     kept = [inputs.kept(m, density) for m, density in enumerate(job.values("density"))]
     rest = (job.flag("normalize"), factor_or_none(job.value("lambda")))
     for start, stop in _runs(kept, inputs.elements):
-        thresholds = tuple(_thresholds(entry, start, stop) for entry in kept)
+        thresholds = tuple(_thresholds(entry, start, stop, inputs.dtype) for entry in kept)
         yield Call(start=start, stop=stop, arguments=(weights_M, thresholds, *rest))
 
 
 def _runs(kept: Sequence[Kept], elements: int) -> Iterator[tuple[int, int]]:
-    """Cut a long tensor where a model's ties end, so that scalars say what is kept; leave a short one whole."""
+    """Cut a long tensor where a model's ties end, so that scalars say what is kept, but no short one."""
     if elements < SHORT_ELEMENTS:
         yield 0, elements
     else:
@@ -68,19 +68,16 @@ def _runs(kept: Sequence[Kept], elements: int) -> Iterator[tuple[int, int]]:
         )
 
 
-def _thresholds(kept: Kept, start: int, stop: int) -> Tensor:
-    """What magnitudes of elements [start, stop) must reach: past the last tie that is kept, a little more."""
+def _thresholds(kept: Kept, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """What magnitudes of elements [start, stop) must reach: past the last tie that is kept, one step more."""
+    threshold = torch.tensor(kept.threshold, dtype=dtype)
     if kept.ties_end >= stop:
-        return torch.tensor(kept.threshold)
+        return threshold
+    above = (threshold.view(_INTEGERS[dtype.itemsize]) + 1).view(dtype)
     if kept.ties_end <= start:
-        return torch.tensor(_above(kept.threshold))
-    thresholds_N = torch.full((stop - start,), kept.threshold)
-    thresholds_N[kept.ties_end - start :] = _above(kept.threshold)
-    return thresholds_N
-
-
-def _above(magnitude: float) -> float:
-    return float(np.nextafter(np.float32(magnitude), np.float32(math.inf)))
+        return above
+    ties = kept.ties_end - start
+    return torch.cat([threshold.expand(ties), above.expand(stop - kept.ties_end)])
 
 
 TIES = Family(kernel=ties, calls=_calls)

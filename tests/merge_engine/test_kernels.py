@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_engine.methods.dare import dare_linear, dare_ties
@@ -180,16 +178,36 @@ def test_inputs_are_never_changed(family: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, (base, *sources), strict=True))
 
 
-@settings(deadline=None)
-@given(st.floats(width=32, min_value=2.0**-126, max_value=2.0**110))
-def test_rounding_to_bfloat16_is_the_conversion(value: float) -> None:
-    x = torch.tensor([value, -value], dtype=F32)
-    assert torch.equal(rounded(x, torch.bfloat16), x.to(torch.bfloat16).to(F32))
+@pytest.fixture
+def as_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the ways that kernels take under `torch.compile`."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
 
 
+@pytest.mark.usefixtures("as_compiled")
 def test_rounding_to_bfloat16_takes_every_tie_to_even() -> None:
     bits = torch.arange(
         0x3F800000, 0x40800000, 0x8000, dtype=torch.int32
-    )  # all ties and all exact values of [1, 4)
+    )  # all ties and all values of [1, 4)
     near = torch.cat([bits - 1, bits, bits + 1]).view(F32)
-    assert torch.equal(rounded(near, torch.bfloat16), near.to(torch.bfloat16).to(F32))
+    for x in (near, -near, near * 2.0**-126, near * 2.0**108):
+        assert rounded(x, torch.bfloat16).dtype == F32
+        assert torch.equal(rounded(x, torch.bfloat16), x.to(torch.bfloat16).to(F32))
+
+
+@pytest.mark.usefixtures("as_compiled")
+def test_rounding_to_bfloat16_is_the_conversion_for_random_numbers() -> None:
+    bits = torch.randint(0x00800000, 0x77000000, (200_000,), generator=torch.Generator().manual_seed(0))
+    x = bits.to(torch.int32).view(F32)
+    assert torch.equal(rounded(x, torch.bfloat16), x.to(torch.bfloat16).to(F32))
+
+
+@pytest.mark.usefixtures("as_compiled")
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"])
+def test_both_ways_of_rounding_give_one_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, *sources = [tensor.to(torch.bfloat16) for tensor in models()]
+    weights = vector(0.2, 0.5, 0.9)
+    compiled = _merge(name, sources, base, weights, [0, 1, 2], torch.bfloat16)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: False)
+    eager = _merge(name, sources, base, weights, [0, 1, 2], torch.bfloat16)
+    assert torch.equal(compiled.to(torch.bfloat16), eager.to(torch.bfloat16))
