@@ -167,10 +167,10 @@ def _replace(out: Path, fresh: Path) -> None:
 def _export_failure(out: Path, error: Exception) -> str:
     full = _no_space(error)
     what = "no space left on the device" if full else str(error)
-    remedy = "make room" if full else "once that is mended"
+    remedy = "make room" if full else "mend that"
     return (
         f"cannot write the model {out}: {what}. Nothing half-written is left, the search's results are safe; "
-        f"{remedy}, then start the same command again, or: mergevolve export {out.parent} OUT"
+        f"{remedy} and try again (mergevolve export STORAGE_PATH OUT writes the winner anywhere)"
     )
 
 

@@ -56,9 +56,9 @@ def workers_ready(facts: Sequence[Facts], batch_size: int, popsize: int, left: i
     first = facts[0]
     total_s = slowest_s * math.ceil(left / len(facts))
     return (
-        f"{len(facts)} worker{'s' if len(facts) > 1 else ''} on {first.device} with {first.threads} "
-        f"thread{'s' if first.threads > 1 else ''} each, batches of {batch_size}, generations of {popsize}, "
-        f"{_gigabytes(max(fact.memory_bytes for fact in facts))} each; "
+        f"{_some(len(facts), 'worker')} on {first.device}, {_some(first.threads, 'thread')} and "
+        f"{_gigabytes(max(fact.memory_bytes for fact in facts))} each, batches of {batch_size}, "
+        f"generations of {popsize}; "
         f"{first.search_items} items take {slowest_s:.1f} s: about {duration(total_s)} for {left} candidates"
     )
 
@@ -112,6 +112,10 @@ def _time_limit(ready: Ready) -> str:
 
 def _mapped_bytes(headers: Mapping[str, CheckpointHeader]) -> int:
     return sum(info.end - info.begin for header in headers.values() for info in header.tensors.values())
+
+
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _count(number: int) -> str:

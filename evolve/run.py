@@ -60,11 +60,10 @@ class _Run:
 
     def run(self) -> int:
         ready = inspect(self._options)
-        self._storage.check_usable()
-        earlier = read_journal(self._storage.journal) if self._storage.journal.exists() else None
-        free_bytes = psutil.virtual_memory().available
-        self._say(*outlook.before_start(ready, self._storage.folder, earlier, free_bytes))
         with self._storage.lock():
+            earlier = read_journal(self._storage.journal) if self._storage.journal.exists() else None
+            free_bytes = psutil.virtual_memory().available
+            self._note(*outlook.before_start(ready, self._storage.folder, earlier, free_bytes))
             self._keep_search_file(ready.search_file, ready.max_fevals, earlier)
             status = 0 if self._is_finished(ready, earlier) else self._work(ready, earlier)
             self._report()
@@ -93,8 +92,9 @@ class _Run:
             with contextlib.closing(self._open_journal(ready, settings, fleet)) as journal:
                 interrupted = self._search(ready, settings, fleet, journal)
                 if not interrupted and ready.suite.holdout is not None:
-                    self._say("scoring the held-out items ...")
-                    run_holdout(self._holdout_rows(), fleet, journal)
+                    self._note("scoring the held-out items ...")
+                    rows = self._holdout_rows()
+                    interrupted = len(run_holdout(rows, fleet, journal)) < len(rows)
             exported = self._export(fleet, check=not interrupted)
         return INTERRUPTED if interrupted else int(not exported)
 
@@ -119,7 +119,7 @@ class _Run:
         options = self._options
         batch_size = options.batch_size if earlier is None else earlier.run.batch_size
         self._storage.logs.mkdir(exist_ok=True)
-        self._say("starting workers ...")
+        self._note("starting workers ...")
         return RayFleet(
             EvaluatorSpec(
                 model=ready.pattern,
@@ -148,7 +148,7 @@ class _Run:
         if earlier is not None:
             popsize = earlier.run.popsize
         left = max(0, ready.max_fevals - done)
-        self._say(outlook.workers_ready(fleet.facts, fleet.batch_size, popsize, left))
+        self._note(outlook.workers_ready(fleet.facts, fleet.batch_size, popsize, left))
         return SearchSettings(
             seed=self._options.seed,
             popsize=popsize,
@@ -225,7 +225,8 @@ class _Run:
         self._say(f"wrote {folder}: candidate {winner.id + 1} ({display_name(winner.origin)})")
         difference = rescore(folder, winner.outcome.report, fleet) if check else None
         if difference is not None:
-            self._say(f"WARNING: {folder}: {difference}. Do not trust its scores; please report this.")
+            hint = "its scores are not those of the search; did a source model's files change?"
+            self._say(f"WARNING: {folder}: {difference}: {hint}")
         return difference is None
 
     def _report(self) -> None:
@@ -234,6 +235,11 @@ class _Run:
             self._console.print(text.holdout(summary.table, summary.best_id))
             self._say(*text.footnotes(summary.table))
         self._say(f"recipe  {self._storage.best_config}", f"report  {write_report(self._storage)}")
+
+    def _note(self, *lines: str) -> None:
+        """Say what is under way, unless only the result was asked for."""
+        if self._options.view != "quiet":
+            self._say(*lines)
 
     def _say(self, *lines: str) -> None:
         for line in lines:

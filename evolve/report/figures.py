@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evolve.report.summary import (
-    BASELINE_PREFIX,
-    ScoredCandidate,
-    Summary,
-    display_name,
-    search_time,
-    short_model,
-)
+from evolve.report.summary import BASELINE_PREFIX, ScoredCandidate, Summary, search_time, short_model
+from evolve.report.text import row_name
 from evolve.report.weights import Panel
 from evolve.statistics import HoldoutTable
 
@@ -96,7 +90,7 @@ def overview(summary: Summary) -> Figure:
         search, *holdout = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
         _paint_search(search, summary)
         for axes in holdout:
-            _paint_holdout(axes, table)
+            _paint_holdout(axes, table, summary.best_id)
         figure.legend(*search.get_legend_handles_labels(), loc="outside lower left", ncols=6, fontsize=8.5)
 
     return draw(11.5 if table.rows else 8.5, 4.6, paint)
@@ -151,7 +145,7 @@ def _is_baseline(origin: str) -> bool:
     return origin.startswith(BASELINE_PREFIX)
 
 
-def _paint_holdout(axes: Axes, table: HoldoutTable) -> None:
+def _paint_holdout(axes: Axes, table: HoldoutTable, exported: int | None) -> None:
     rows = [row for row in reversed(table.rows) if row.score is not None]
     for height, row in enumerate(rows):
         assert row.score is not None
@@ -159,7 +153,7 @@ def _paint_holdout(axes: Axes, table: HoldoutTable) -> None:
         axes.errorbar(
             row.score.value, height, xerr=row.score.half_width, fmt="o", color=color, capsize=3, lw=1.8
         )
-    axes.set_yticks(range(len(rows)), [display_name(row.name) for row in rows])
+    axes.set_yticks(range(len(rows)), [row_name(row, exported) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(visible=False, axis="y")
     axes.set(title="Held-out items", xlabel="score (weighted sum), with 95 % interval")

@@ -262,6 +262,6 @@ def test_the_workers_line_estimates_the_time() -> None:
     )
     line = outlook.workers_ready((fact, replace(fact, probe_s=4.0)), 8, 12, 101)
     assert line == (
-        "2 workers on cpu with 1 thread each, batches of 8, generations of 12, 0.9 GB each; "
+        "2 workers on cpu, 1 thread and 0.9 GB each, batches of 8, generations of 12; "
         "300 items take 4.0 s: about 3 min 24 s for 101 candidates"
     )
