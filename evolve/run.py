@@ -133,7 +133,7 @@ class _Run:
             FleetSettings(
                 num_workers=options.num_workers or options.num_gpus or None,
                 address=options.ray_address,
-                device="cpu" if options.num_gpus == 0 else None,
+                device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
                 logs=self._storage.logs,
                 candidate_limit_s=options.candidate_timeout_s,
                 retries=options.retries,
