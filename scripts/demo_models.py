@@ -1,6 +1,6 @@
 """Trains the demo's base and three experts, writes their tasks: `python scripts/demo_models.py [OUT]`.
 
-About 90 seconds of one core the first time; a folder that is complete is left as it is.
+Under 2 minutes of one core the first time; a folder that is complete is left as it is.
 """
 
 import argparse
