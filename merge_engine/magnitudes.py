@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_SMALL_BLOCK, _LARGE_BLOCK = 2**12, 2**18  # elements; small blocks are quicker to scan but need more counts
+_SMALL_BLOCK, _LARGE_BLOCK = 2**12, 2**16  # elements; small blocks are quicker to scan but need more counts
 _LARGE_FROM = 2**20
 _BINS = 2**15
 _BIN_SHIFT = 16
@@ -37,8 +37,8 @@ class MagnitudeIndex:
     """Counts of one task vector's magnitudes.
 
     ``delta(start, stop)`` gives elements [start, stop) as fp32, and must always give the same. ``exact``: the
-    values are bfloat16 numbers. Memory: 2 bytes (4 where a count needs it) for each populated bin of each
-    block, 1-2 % of a bfloat16 task vector.
+    values are bfloat16 numbers. Memory: 1 byte (2 where a count needs it) for each populated bin of each
+    block, about 2 % of a bfloat16 task vector.
     """
 
     def __init__(self, delta: Callable[[int, int], Tensor], elements: int, *, exact: bool) -> None:

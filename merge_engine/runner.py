@@ -98,7 +98,9 @@ def _write(
 ) -> None:
     dtype, out_dtype = dtypes
     merged_N = kernel(sources, base_N, first, dtype, *arguments)
-    out_N.copy_(merged_N if out_dtype == dtype else rounded(merged_N, out_dtype))
+    if out_dtype != dtype or out_N.dtype != dtype:
+        merged_N = rounded(rounded(merged_N, dtype), out_dtype)
+    out_N.copy_(merged_N)
 
 
 @functools.cache

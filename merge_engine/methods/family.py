@@ -22,7 +22,7 @@ Argument: TypeAlias = "Tensor | Sequence[Tensor] | bool | None"
 #   sources    M tensors of shape (N,), any float dtype; base_N likewise, or None where the method has no base
 #   first      int32 scalar: the place of element 0 in the whole tensor
 #   dtype      the merge dtype
-#   merged_N   values of the merge dtype, in it or in fp32
+#   merged_N   fp32 or of the merge dtype; the caller rounds
 Kernel: TypeAlias = Callable[..., Tensor]
 
 

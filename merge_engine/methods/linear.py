@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Inputs
-from merge_engine.methods.rounding import read, rounded
+from merge_engine.methods.rounding import read
 
 
 def linear(
@@ -26,7 +26,7 @@ def linear(
     merged_N = read(sources[0], dtype).to(torch.float32) * weights_M[0]
     for m, source_N in enumerate(sources[1:], start=1):
         merged_N = merged_N + read(source_N, dtype).to(torch.float32) * weights_M[m]
-    return rounded(merged_N if total is None else merged_N / total, dtype)
+    return merged_N if total is None else merged_N / total
 
 
 def _calls(inputs: Inputs) -> Iterator[Call]:

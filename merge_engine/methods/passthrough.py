@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Inputs
-from merge_engine.methods.rounding import read, rounded
+from merge_engine.methods.rounding import read
 
 
 def passthrough(
@@ -17,7 +17,7 @@ def passthrough(
     """scale * x."""
     (source_N,) = sources
     kept_N = read(source_N, dtype)
-    return kept_N if scale is None else rounded(kept_N.to(torch.float32) * scale, dtype)
+    return kept_N if scale is None else kept_N.to(torch.float32) * scale
 
 
 def _calls(inputs: Inputs) -> Iterator[Call]:

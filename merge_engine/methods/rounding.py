@@ -1,7 +1,7 @@
 """Arithmetic in the merge dtype, as the ecosystem's merges do it: each step in fp32, its result rounded.
 
-Run eagerly, tensors have the merge dtype and torch rounds by itself. A compiler would keep bfloat16 intermediates in
-fp32, so there they are fp32 tensors, and kernels say where to round.
+Run eagerly, tensors have the merge dtype and torch rounds by itself. Compiled, bfloat16 tensors are fp32
+tensors of bfloat16 values, rounded where kernels say so: that takes a quarter of the instructions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def rounded(x_N: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""``x_N`` rounded to nearest even in ``dtype``: a tensor of that dtype or, compiled, fp32 with such values.
+    r"""``x_N`` rounded to nearest even in ``dtype``: in that dtype or, compiled, as fp32 of such values.
 
-    bfloat16 keeps 8 of fp32's 24 significant bits. Veltkamp's splitting (Dekker 1971, A floating-point technique
-    for extending the available precision) rounds to them in three operations, where a conversion there and back
-    takes twelve. It is exact for 2**-126 <= \|x\| < 2**111, which no weight of a model leaves.
+    bfloat16 keeps 8 of fp32's 24 significant bits. Veltkamp's splitting (Dekker 1971, A floating-point
+    technique for extending the available precision) rounds to them in three operations, where a conversion
+    there and back takes twelve. It is exact for 2**-126 <= \|x\| < 2**111, which no weight leaves.
     """
     if x_N.dtype == torch.float32 and dtype == torch.bfloat16 and _on_compiled_cpu(x_N):
         scaled_N = x_N * 65537.0  # 2**16 + 1; a global would be read from memory for each vector

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Inputs
-from merge_engine.methods.rounding import read, rounded
+from merge_engine.methods.rounding import read
 
 COLLINEAR = (
     0.9995  # above this cosine the arc is so short that the chord is taken, as in the ecosystem's merges
@@ -22,7 +22,7 @@ def slerp(
     """p_0 base + p_1 x, with the parts of the base and of the other model."""
     (source_N,) = sources
     base_part_N = read(base_N, dtype).to(torch.float32) * parts_2[0]
-    return rounded(base_part_N + read(source_N, dtype).to(torch.float32) * parts_2[1], dtype)
+    return base_part_N + read(source_N, dtype).to(torch.float32) * parts_2[1]
 
 
 def slerp_parts(t: float, cosine: float) -> tuple[float, float]:

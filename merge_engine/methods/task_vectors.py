@@ -1,7 +1,6 @@
 """What every method that works on task vectors shares. Suffixes: N elements, M models.
 
-Each step is rounded to the merge dtype where the ecosystem's merges round it. Masks are fp32 zeros and ones
-made by in-place comparisons: run eagerly, they take a thirtieth of the time of `torch.where`.
+Each step is rounded to the merge dtype where the ecosystem's merges round it, but for the last.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from merge_engine.methods.masks import elected_sign, share_of
 from merge_engine.methods.rounding import read, rounded
 
 
@@ -30,7 +30,7 @@ def add_to_base(
         mixed_N = rounded(mixed_N / rounded(divisor, dtype), dtype)
     if factor is not None:
         mixed_N = rounded(mixed_N * factor, dtype)
-    return rounded(read(base_N, dtype) + mixed_N, dtype)
+    return read(base_N, dtype).to(torch.float32) + mixed_N
 
 
 def weighted(delta_N: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -45,15 +45,13 @@ def consensus(terms: Sequence[Tensor], weights_M: Tensor, normalize: bool) -> tu
     count. Returns their sum and, with ``normalize``, the sum of their weights.
     """
     vote_N = functools.reduce(torch.add, terms)
-    sign_N = vote_N.clone().ge_(0.0) * 2.0 - 1.0
-    agreed_N = torch.zeros_like(vote_N)
-    shares_N = torch.zeros_like(vote_N)
-    for m, term_N in enumerate(terms):
-        agreeing_N = torch.relu(term_N * sign_N)
-        agreed_N = agreed_N + agreeing_N
-        if normalize:
-            shares_N = shares_N + agreeing_N.gt_(0.0) * weights_M[m]
-    return agreed_N * sign_N, shares_N if normalize else None
+    sign_N = elected_sign(vote_N)
+    agreeing = [torch.relu(term_N * sign_N) for term_N in terms]
+    mixed_N = functools.reduce(torch.add, agreeing) * sign_N
+    if not normalize:
+        return mixed_N, None
+    shares = [share_of(term_N, weights_M[m]) for m, term_N in enumerate(agreeing)]
+    return mixed_N, functools.reduce(torch.add, shares)
 
 
 def rounded_weights(weights: Sequence[float], dtype: torch.dtype) -> Tensor:

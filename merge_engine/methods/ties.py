@@ -13,6 +13,7 @@ from torch import Tensor
 
 from merge_engine.magnitudes import Kept
 from merge_engine.methods.family import SHORT_ELEMENTS, Call, Family, Inputs
+from merge_engine.methods.masks import kept_from
 from merge_engine.methods.task_vectors import (
     add_to_base,
     consensus,
@@ -42,7 +43,7 @@ def ties(
     terms = []
     for m, source_N in enumerate(sources):
         delta_N = task_vector(source_N, base_N, dtype)
-        trimmed_N = delta_N * delta_N.abs().ge_(thresholds[m])
+        trimmed_N = kept_from(delta_N, delta_N.abs(), thresholds[m])
         terms.append(weighted(trimmed_N, weights_M[m], dtype))
     mixed_N, divisor_N = consensus(terms, weights_M, normalize)
     return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)

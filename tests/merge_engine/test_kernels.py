@@ -91,14 +91,14 @@ def test_dare_drops_and_rescales_what_the_field_says(kernel: object) -> None:
     base_d, *sources_d = doubles([base, *sources])
     uniforms = [field_N(FIRST, len(base_d), key).numpy() for key in KEYS]
     terms = [
-        w * (x - base_d) * (u < np.float32(p)) / p
+        w * (x - base_d) * (u >= np.float32(1 - p)) / p
         for w, x, u, p in zip(weights, sources_d, uniforms, densities, strict=True)
     ]
     if kernel is dare_ties:
         sign = np.where(sum(terms) >= 0, 1.0, -1.0)
         terms = [term * (term * sign > 0) for term in terms]
     gains = vector(*(1 / p for p in densities))
-    arguments = (vector(*weights), KEYS, vector(*densities), gains, False, None)
+    arguments = (vector(*weights), KEYS, 1 - vector(*densities), gains, False, None)
     close(kernel(sources, base, FIRST, F32, *arguments), base_d + sum(terms))  # type: ignore[operator]
 
 
@@ -138,7 +138,7 @@ def _merge(
         return ties(sources, base, FIRST, dtype, weights, limits, True, None)
     kernel = dare_ties if name == "dare_ties" else dare_linear
     densities = vector(0.3, 0.5, 0.8)[order]
-    return kernel(sources, base, FIRST, dtype, weights, KEYS[order], densities, 1 / densities, True, None)
+    return kernel(sources, base, FIRST, dtype, weights, KEYS[order], 1 - densities, 1 / densities, True, None)
 
 
 @pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"])
