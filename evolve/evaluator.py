@@ -32,6 +32,7 @@ class Facts:
     memory_bytes: int  # resident set, or the device's allocated memory
     probe_s: float  # seconds that one candidate takes
     search_items: int
+    suite_digest: str  # of every item that is asked, on both splits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

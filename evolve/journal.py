@@ -186,6 +186,7 @@ def _encode(record: Record) -> dict[str, Any]:
             "popsize": record.popsize,
             "batch_size": record.batch_size,
             "dimensions": record.dimensions,
+            "inputs": record.inputs,
             "measured": {"versions": record.versions, "started_at": record.started_at},
         }
     if isinstance(record, CandidateRecord):
@@ -238,6 +239,7 @@ def _decode(data: Mapping[str, Any]) -> Record:
             popsize=data["popsize"],
             batch_size=data["batch_size"],
             dimensions=data["dimensions"],
+            inputs=data["inputs"],
             versions=measured["versions"],
             started_at=measured["started_at"],
         )

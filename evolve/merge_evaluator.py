@@ -79,6 +79,7 @@ class MergeEvaluator:
             memory_bytes=_memory_bytes(self._context.device),
             probe_s=time.perf_counter() - started,
             search_items=sum(len(task.items) for task in tasks),
+            suite_digest=self._backend.suite_digest,
         )
 
     def set_batch_size(self, batch_size: int) -> None:

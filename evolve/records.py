@@ -14,13 +14,17 @@ Split = Literal["search", "holdout"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """First line of a journal: what the whole search is fixed to. A resumed run must agree with it."""
+    """First line of a journal: what the whole search is fixed to. A resumed run must agree with it.
+
+    ``inputs``: digests of what lies outside the search file, by a name for people: each model's files, the tasks' items.
+    """
 
     schema: int
     seed: int
     popsize: int
     batch_size: int
     dimensions: int
+    inputs: dict[str, str]
     versions: dict[str, str]
     started_at: str
 

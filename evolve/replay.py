@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evolve.errors import ReplayError
+from evolve.errors import ReplayError, SearchChangedError
 from evolve.journal import Journal
 from evolve.records import CandidateRecord, RunRecord
 from evolve.versions import library_versions
@@ -37,6 +37,23 @@ def check_same_search(run: RunRecord, now: Mapping[str, int]) -> None:
     ]
     if changed:
         raise ReplayError(f"the journal belongs to another search: {'; '.join(changed)}")
+
+
+def check_same_inputs(run: RunRecord, inputs: Mapping[str, str]) -> None:
+    """
+    Raises:
+        SearchChangedError: a model's files or the tasks' items are not those that the search began with.
+    """
+    changed = [
+        f"{name}: {'changed' if name in inputs else 'gone'}"
+        for name in run.inputs
+        if inputs.get(name) != run.inputs[name]
+    ]
+    if changed:
+        raise SearchChangedError(
+            "what this search works on has changed since it began; put it back, or start anew in another storage path:",
+            changed,
+        )
 
 
 def check_replay(proposal: Proposal, record: CandidateRecord, journal: Journal) -> None:

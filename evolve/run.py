@@ -22,6 +22,7 @@ from evolve.outcome import Scored
 from evolve.preflight import Ready, inspect
 from evolve.progress import progress_view
 from evolve.records import CandidateRecord
+from evolve.replay import check_same_inputs
 from evolve.report import text
 from evolve.report.summary import BASELINE_PREFIX, display_name, summarise
 from evolve.report.write import write_report
@@ -31,6 +32,7 @@ from evolve.trackers import WandbTracker
 from genome.frozen import diff_search_files, frozen_search_file
 from genome.parse import parse_search_file
 from genome.search_file import Budget, SearchFile
+from merge_engine.fingerprint import fingerprint
 from merge_engine.spec import dump_yaml, recipe_data
 
 if TYPE_CHECKING:
@@ -162,12 +164,15 @@ class _Run:
 
     def _open_journal(self, ready: Ready, settings: SearchSettings, fleet: RayFleet) -> Journal:
         path = self._storage.journal
+        inputs = {f"model {name}": fingerprint(header) for name, header in ready.headers.items()}
+        inputs["items of the tasks"] = fleet.facts[0].suite_digest
         if path.exists():
-            return Journal.open(path)
+            journal = Journal.open(path)
+            check_same_inputs(journal.view.run, inputs)
+            return journal
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        return Journal.create(
-            path, new_run(ready.space, settings, batch_size=fleet.batch_size, started_at=now)
-        )
+        run = new_run(ready.space, settings, batch_size=fleet.batch_size, inputs=inputs, started_at=now)
+        return Journal.create(path, run)
 
     def _search(self, ready: Ready, settings: SearchSettings, fleet: Fleet, journal: Journal) -> bool:
         """Run the search, watched; returns whether somebody stopped it."""

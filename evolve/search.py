@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,14 @@ def run_search(
         return _Driver(space, settings, fleet, journal, observers, interrupt).run()
 
 
-def new_run(space: SearchSpace, settings: SearchSettings, *, batch_size: int, started_at: str) -> RunRecord:
+def new_run(
+    space: SearchSpace,
+    settings: SearchSettings,
+    *,
+    batch_size: int,
+    inputs: Mapping[str, str],
+    started_at: str,
+) -> RunRecord:
     """The first line of the journal of a search that starts now."""
     return RunRecord(
         schema=SCHEMA_VERSION,
@@ -88,6 +95,7 @@ def new_run(space: SearchSpace, settings: SearchSettings, *, batch_size: int, st
         popsize=settings.popsize,
         batch_size=batch_size,
         dimensions=len(space.start),
+        inputs=dict(inputs),
         versions=library_versions(),
         started_at=started_at,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -84,6 +85,19 @@ class TransformersBackend:
     def batch_size(self) -> int:
         """Rows per forward pass."""
         return self._batch_size
+
+    @property
+    def suite_digest(self) -> str:
+        """A digest of every item and of the tokens that the model is asked, on both splits."""
+        digest = hashlib.blake2b(digest_size=16)
+        for split, tasks in self._tasks.items():
+            for task in tasks:
+                asked = [
+                    (instance.doc, request)
+                    for instance, request in zip(task.instances, task.requests, strict=True)
+                ]
+                digest.update(repr((split, task.name, task.item_ids, asked)).encode())
+        return digest.hexdigest()
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The resident storage by checkpoint name, tied weights once."""

@@ -90,7 +90,7 @@ def measure(folder: Path, dimensions: int, candidates: int) -> Timing:
     settings = SearchSettings(seed=0, popsize=popsize, max_fevals=candidates)
     path = folder / "journal.jsonl"
     started = time.perf_counter()
-    journal = Journal.create(path, new_run(space, settings, batch_size=1, started_at="now"))
+    journal = Journal.create(path, new_run(space, settings, batch_size=1, inputs={}, started_at="now"))
     run_search(space, settings, InstantFleet(), journal)
     journal.close()
     searched = time.perf_counter()

@@ -30,6 +30,7 @@ def run_record(popsize: int = 8) -> RunRecord:
         popsize=popsize,
         batch_size=16,
         dimensions=12,
+        inputs={},
         versions={"cma": "4.5.0", "torch": "2.13.0"},
         started_at="2026-01-02T03:04:05+00:00",
     )

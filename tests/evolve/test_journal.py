@@ -25,6 +25,7 @@ RUN = RunRecord(
     popsize=4,
     batch_size=64,
     dimensions=2,
+    inputs={"model a": "00ff"},
     versions={"mergevolve": "0.1.0", "cma": "4.5.0"},
     started_at="2026-01-02T03:04:05+00:00",
 )

@@ -258,7 +258,13 @@ def test_the_outlook_warns(check: Callable[..., Ready]) -> None:
 
 def test_the_workers_line_estimates_the_time() -> None:
     fact = Facts(
-        device="cpu", threads=1, batch_size=8, memory_bytes=900_000_000, probe_s=3.0, search_items=300
+        device="cpu",
+        threads=1,
+        batch_size=8,
+        memory_bytes=900_000_000,
+        probe_s=3.0,
+        search_items=300,
+        suite_digest="",
     )
     line = outlook.workers_ready((fact, replace(fact, probe_s=4.0)), 8, 12, 101)
     assert line == (

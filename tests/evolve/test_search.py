@@ -102,7 +102,7 @@ def search(
     if path.exists():
         journal = Journal.open(path)
     else:
-        journal = Journal.create(path, new_run(space, settings, batch_size=4, started_at="now"))
+        journal = Journal.create(path, new_run(space, settings, batch_size=4, inputs={}, started_at="now"))
     try:
         return run_search(space, settings, fleet or toy_fleet(), journal, observers)
     finally:

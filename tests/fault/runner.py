@@ -56,7 +56,7 @@ def search(storage: StoragePath, settings: SearchSettings, fleet: RayFleet) -> d
     if storage.journal.exists():
         journal = Journal.open(storage.journal)
     else:
-        run = new_run(space, settings, batch_size=fleet.batch_size, started_at="today")
+        run = new_run(space, settings, batch_size=fleet.batch_size, inputs={}, started_at="today")
         journal = Journal.create(storage.journal, run)
     result = run_search(space, settings, fleet, journal, [Log()])
     winner = choose_winner(record for record in (result.best, result.mean) if record is not None)

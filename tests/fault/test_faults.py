@@ -38,7 +38,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
     folder = tmp_path_factory.mktemp("undisturbed")
     settings = SearchSettings(seed=3, popsize=6, max_fevals=_BUDGET)
     space = ToySpace()
-    run = new_run(space, settings, batch_size=4, started_at="yesterday")
+    run = new_run(space, settings, batch_size=4, inputs={}, started_at="yesterday")
     journal = Journal.create(folder / "journal.jsonl", run)
     fleet = InlineFleet(ToyEvaluator(ToyFactory(scratch=folder)), capacity=3)
     result = run_search(space, settings, fleet, journal)

@@ -86,6 +86,7 @@ class ToyEvaluator:
             memory_bytes=0,
             probe_s=self._factory.sleep_s,
             search_items=2,
+            suite_digest="",
         )
 
     def set_batch_size(self, batch_size: int) -> None:

@@ -83,6 +83,17 @@ def test_splits_are_disjoint_and_weights_may_be_negative(
     assert search.score == pytest.approx(say.value + pick.value - 0.01 * follow.value)
 
 
+def test_the_digest_follows_the_items_and_not_the_weights(
+    build: Callable[..., Any], weights: Callable[[Path], Any], model_folder: Path, other_folder: Path
+) -> None:
+    backend = build("tiny_pick")
+    backend.load(weights(model_folder))
+    backend.score("search")
+    assert backend.suite_digest == build("tiny_pick", folder=other_folder).suite_digest
+    others = [build("tiny_pick", limit=20), build("tiny_pick", num_fewshot=1), build("tiny_letter")]
+    assert len({backend.suite_digest, *(other.suite_digest for other in others)}) == 4
+
+
 def test_items_are_those_of_the_ids(
     build: Callable[..., Any], weights: Callable[[Path], Any], model_folder: Path
 ) -> None:
