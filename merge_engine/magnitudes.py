@@ -21,7 +21,6 @@ _SMALL_BLOCK, _LARGE_BLOCK = 2**12, 2**16  # elements; small blocks are quicker 
 _LARGE_FROM = 2**20
 _BINS = 2**15
 _BIN_SHIFT = 16
-_MAGNITUDE_BITS = 0x7FFFFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +35,14 @@ class Kept:
 class MagnitudeIndex:
     """Counts of one task vector's magnitudes.
 
-    ``delta(start, stop)`` gives elements [start, stop) as fp32, and must always give the same. ``exact``: the
-    values are bfloat16 numbers. Memory: 1 byte (2 where a count needs it) for each populated bin of each
-    block, about 2 % of a bfloat16 task vector.
+    ``delta(start, stop)`` gives elements [start, stop) in bfloat16, float16 or float32, always the same. Memory:
+    1 byte (2 where a count needs it) for each populated bin of each block, about 2 % of a bfloat16 task vector.
     """
 
-    def __init__(self, delta: Callable[[int, int], Tensor], elements: int, *, exact: bool) -> None:
+    def __init__(self, delta: Callable[[int, int], Tensor], elements: int) -> None:
         self._delta = delta
         self._elements = elements
-        self._exact = exact
+        self._dtype = delta(0, 0).dtype
         self._block_elements = _LARGE_BLOCK if elements >= _LARGE_FROM else _SMALL_BLOCK
         count = -(-elements // self._block_elements)
         blocks = [_populated(self._block(block)[1]) for block in range(count)]
@@ -59,7 +57,7 @@ class MagnitudeIndex:
             return Kept(threshold=0.0, ties_end=self._elements)
         column = int(np.searchsorted(self._up_to, count))
         before = int(self._up_to[column - 1]) if column else 0
-        if self._exact:
+        if self._dtype == torch.bfloat16:
             return self._exact_bin(column, count - before)
         return self._sorted_bin(column, count - before)
 
@@ -73,7 +71,7 @@ class MagnitudeIndex:
         block = int(np.searchsorted(up_to, wanted))
         wanted -= int(up_to[block - 1]) if block else 0
         start, delta_N = self._block(block)
-        places = (delta_N.abs() == threshold).nonzero()
+        places = np.flatnonzero(_bins_of(delta_N) == self._bins[column])
         return Kept(threshold=threshold, ties_end=start + int(places[wanted - 1]) + 1)
 
     def _sorted_bin(self, column: int, wanted: int) -> Kept:
@@ -81,7 +79,7 @@ class MagnitudeIndex:
         values, places = [], []
         for block in np.flatnonzero(self._counts[:, column]):
             start, delta_N = self._block(int(block))
-            inside = (_bins_of(delta_N) == int(self._bins[column])).nonzero().flatten()
+            inside = torch.from_numpy(np.flatnonzero(_bins_of(delta_N) == self._bins[column]))
             values.append(delta_N[inside].abs())
             places.append(inside + start)
         magnitudes, order = torch.cat(values).sort(descending=True, stable=True)
@@ -93,8 +91,11 @@ class MagnitudeIndex:
         return start, self._delta(start, min(start + self._block_elements, self._elements))
 
 
-def _bins_of(delta_N: Tensor) -> Tensor:
-    return (delta_N.view(torch.int32) & _MAGNITUDE_BITS) >> _BIN_SHIFT
+def _bins_of(delta_N: Tensor) -> npt.NDArray[np.integer]:
+    """The upper 16 bits of each element as fp32, without the sign; in numpy, which compares quicker than torch."""
+    if delta_N.dtype == torch.bfloat16:
+        return (delta_N.view(torch.int16) & 0x7FFF).numpy()
+    return (delta_N.to(torch.float32).view(torch.int32).numpy() >> _BIN_SHIFT) & 0x7FFF
 
 
 def _magnitude(bin_number: int) -> float:
@@ -103,7 +104,7 @@ def _magnitude(bin_number: int) -> float:
 
 def _populated(delta_N: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
     """The bins in which a block has elements, and how many."""
-    counts = np.bincount(_bins_of(delta_N).numpy(), minlength=_BINS)
+    counts = np.bincount(_bins_of(delta_N), minlength=_BINS)
     bins = np.flatnonzero(counts)
     return bins, counts[bins].astype(np.uint32)
 

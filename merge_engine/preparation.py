@@ -49,9 +49,9 @@ class Preparation:
             source_N, base_N = self.tensor(source), self.tensor(base)
 
             def delta(start: int, stop: int) -> Tensor:
-                return task_vector(source_N[start:stop], base_N[start:stop], dtype).to(torch.float32)
+                return task_vector(source_N[start:stop], base_N[start:stop], dtype)
 
-            self._magnitudes[key] = MagnitudeIndex(delta, source_N.numel(), exact=dtype == torch.bfloat16)
+            self._magnitudes[key] = MagnitudeIndex(delta, source_N.numel())
         return self._magnitudes[key]
 
     def cosine(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> float:

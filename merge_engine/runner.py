@@ -105,15 +105,9 @@ def _write(
 
 @functools.cache
 def _compiled(kernel: Kernel) -> Callable[..., None]:
-    compiled = torch.compile(
-        functools.partial(_write, kernel), dynamic=True, fullgraph=True, options=_INDUCTOR_OPTIONS
-    )
-
-    def write(*arguments: object) -> None:
-        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
-            compiled(*arguments)
-
-    return write
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+    write = functools.partial(_write, kernel)
+    return torch.compile(write, dynamic=True, fullgraph=True, options=_INDUCTOR_OPTIONS)
 
 
 def _piece(x_N: Tensor, start: int, stop: int) -> Tensor:

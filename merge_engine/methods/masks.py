@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def kept_from(x_N: Tensor, measure_N: Tensor, limit: Tensor) -> Tensor:
-    """``x_N`` where ``measure_N`` >= ``limit``, else +0. ``measure_N`` is used up: it must be the caller's own."""
+    """``x_N`` where ``measure_N`` >= ``limit``, else +0. ``measure_N`` is used up."""
     if torch.compiler.is_compiling():
         return torch.where(measure_N >= limit, x_N, 0.0)
     return (x_N * measure_N.ge_(limit)).add_(0.0)  # -0 becomes +0
