@@ -20,6 +20,7 @@ from fitness.splits import ItemSplit, split_items
 from fitness.suite import SuiteSpec, TaskSpec
 from fitness.task_index import only_search_paths
 
+_REMEMBERED_PER_ITEM = 32  # verdicts kept, so that memory stays bounded
 _FEWSHOT_SEED = 1234  # lm-eval's own default, so that its command line makes the same prompts
 
 
@@ -33,6 +34,7 @@ class BuiltTask:
     requests: tuple[Request, ...]
     instances: tuple[Any, ...] = field(repr=False)  # lm-eval's Instance of each request
     task: Any = field(repr=False)  # lm-eval's Task
+    _judged: dict[tuple[int, tuple[str, ...]], Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def results(self, responses: Sequence[Response]) -> list[TaskResult]:
         """What lm-eval makes of the responses, one result for each of ``specs``.
@@ -72,12 +74,27 @@ class BuiltTask:
                 filters = ", ".join(instances[0].filtered_resps)
                 raise ScoringError(self.name, spec.metric, f"the task has no such filter; it has {filters}")
             answers = [instance.filtered_resps[spec.filter_name] for instance in instances]
-            found = self._call(spec.metric, self.task.process_results, instances[0].doc, answers)
+            found = self._judge(spec, instances[0], answers)
             known |= set(found)
             values.append(found.get(spec.metric_name, _ABSENT))
         if all(value is _ABSENT for value in values):
             raise ScoringError(self.name, spec.metric, f"the task has no such metric; it has {sorted(known)}")
         return values
+
+    def _judge(self, spec: TaskSpec, instance: Any, answers: list[Any]) -> Mapping[str, Any]:
+        """lm-eval's verdict on one item. Candidates often give the same text: that is judged once."""
+        if not all(isinstance(answer, str) for answer in answers):
+            return self._asked(spec, instance, answers)
+        key = (instance.doc_id, tuple(answers))
+        if key not in self._judged:
+            if len(self._judged) >= _REMEMBERED_PER_ITEM * len(self.item_ids):
+                self._judged.clear()
+            self._judged[key] = self._asked(spec, instance, answers)
+        return self._judged[key]
+
+    def _asked(self, spec: TaskSpec, instance: Any, answers: list[Any]) -> Mapping[str, Any]:
+        verdict: Mapping[str, Any] = self._call(spec.metric, self.task.process_results, instance.doc, answers)
+        return verdict
 
     def _call(self, metric: str, function: Any, *arguments: Any) -> Any:
         try:
