@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -122,6 +124,8 @@ class _Run:
         batch_size = options.batch_size if earlier is None else earlier.run.batch_size
         self._storage.logs.mkdir(exist_ok=True)
         self._note("starting workers ...")
+        # The driver has nothing to do until they are ready; imported later, pycma would keep them waiting.
+        threading.Thread(target=importlib.import_module, args=("cma",), daemon=True).start()
         return RayFleet(
             EvaluatorSpec(
                 model=ready.pattern,

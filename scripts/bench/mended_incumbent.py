@@ -1,7 +1,8 @@
-"""Starts mergekit-evolve 0.1.5 on today's libraries, mended from outside: none of its files is read or changed.
+"""Starts mergekit-evolve 0.1.5 on today's libraries, mended from outside: its files are left as they are.
 
-Run as ``python -m mended_incumbent TIMES.json [mergekit-evolve arguments]`` with this folder on PYTHONPATH (Ray workers
-import it too). Every generation's wall time is written to TIMES.json. What has to be mended, each seen as a crash:
+Run as ``python -m mended_incumbent TIMES.json [mergekit-evolve arguments]`` with this folder on PYTHONPATH
+(Ray workers import it too). Every generation's wall time is written to TIMES.json. What has to be mended,
+each seen as a crash:
 
 - lm-eval 0.4.13 imports its vLLM backend lazily, the incumbent names it as an attribute;
 - Ray must believe in GPUs, and lm-eval's model must be told that there is none;
