@@ -17,6 +17,9 @@ from merge_engine.methods.rounding import rounded
 CompilePolicy = Literal["auto", "always", "never"]
 
 PIECE_ELEMENTS = 2**15  # eager: some ten fp32 temporaries of this size stay in a core's cache
+COMPILED_RUN_ELEMENTS = (
+    2**13
+)  # a call of a compiled kernel costs some 150 us, as much as so many elements eagerly
 COMPILE_FROM_ELEMENTS = (
     50_000_000  # compiling takes 5-20 s once, and saves about 30 ns per element and candidate
 )
@@ -60,9 +63,9 @@ class Runner:
         ``dtypes``: the merge dtype and the dtype of the result, to which values are rounded even where
         ``out_N`` could hold more.
         """
-        compiled = compiled and call.stop - call.start >= SHORT_ELEMENTS
-        whole = compiled or call.stop - call.start < SHORT_ELEMENTS
-        step = call.stop - call.start if whole else PIECE_ELEMENTS
+        length = call.stop - call.start
+        compiled = compiled and out_N.numel() >= SHORT_ELEMENTS and length >= COMPILED_RUN_ELEMENTS
+        step = length if compiled or length < SHORT_ELEMENTS else PIECE_ELEMENTS
         write = _compiled(kernel) if compiled else functools.partial(_write, kernel)
         arguments = self._moved(call.arguments)
         for start in range(call.start, call.stop, max(step, 1)):

@@ -159,6 +159,7 @@ def test_compiled_kernels_give_the_bits_of_eager_ones(
     models: list[str], monkeypatch: pytest.MonkeyPatch, method: str, dtype: str
 ) -> None:
     monkeypatch.setattr(runner, "SHORT_ELEMENTS", 200)
+    monkeypatch.setattr(runner, "COMPILED_RUN_ELEMENTS", 20)
     monkeypatch.setattr(ties, "SHORT_ELEMENTS", 200)
     extra = {"lambda": 0.7} if METHODS[method].parameter("lambda") else {}
     job = recipe(method, models, dtype=dtype, **extra)
