@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from evolve.errors import JournalError
 from evolve.outcome import Failed, Outcome, Scored
@@ -49,7 +50,7 @@ class Journal:
         Raises:
             StorageError: the file cannot be written.
         """
-        write_atomically(path, _to_line(run))
+        write_atomically(path, _to_line(run).decode())
         return cls(path, JournalView(run=run, candidates=(), holdout=()))
 
     @classmethod
@@ -70,7 +71,7 @@ class Journal:
         Raises:
             JournalError: the disk refuses it; the journal is as it was before.
         """
-        data = _to_line(record).encode()
+        data = _to_line(record)
         try:
             written = os.write(self._descriptor, data)
             if written < len(data):  # the disk filled up half-way: the next write says why
@@ -159,7 +160,7 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parse(path: Path, number: int, line: bytes) -> Record:
     try:
-        data = json.loads(line)
+        data = orjson.loads(line)
         if data["kind"] == "run" and data["schema"] != SCHEMA_VERSION:
             raise JournalError(
                 f"{path} has schema version {data['schema']}, this program reads version {SCHEMA_VERSION}: "
@@ -173,8 +174,9 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
         ) from error
 
 
-def _to_line(record: Record) -> str:
-    return json.dumps(_encode(record), separators=(",", ":"), allow_nan=False) + "\n"
+def _to_line(record: Record) -> bytes:
+    # orjson writes a number that is none as null; scores are finite by their type, items are filtered below.
+    return orjson.dumps(_encode(record), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _encode(record: Record) -> dict[str, Any]:

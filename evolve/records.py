@@ -16,7 +16,8 @@ Split = Literal["search", "holdout"]
 class RunRecord:
     """First line of a journal: what the whole search is fixed to. A resumed run must agree with it.
 
-    ``inputs``: digests of what lies outside the search file, by a name for people: each model's files, the tasks' items.
+    ``inputs``: digests of what lies outside the search file, by a name for people: each model's files, the
+    items of the tasks.
     """
 
     schema: int

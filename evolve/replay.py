@@ -51,7 +51,8 @@ def check_same_inputs(run: RunRecord, inputs: Mapping[str, str]) -> None:
     ]
     if changed:
         raise SearchChangedError(
-            "what this search works on has changed since it began; put it back, or start anew in another storage path:",
+            "what this search works on has changed since it began; put it back, or start anew in another "
+            "storage path:",
             changed,
         )
 
