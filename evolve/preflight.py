@@ -30,7 +30,6 @@ from merge_engine.sources import resolve
 from merge_engine.spec import InputModel, Recipe, load_yaml
 
 DEFAULT_MAX_FEVALS = 100
-_SMALLEST_POPSIZE = 4
 
 
 class PreflightError(EvolveError):
@@ -84,7 +83,6 @@ def inspect(options: SearchOptions) -> Ready:
     if not options.allow_benchmarks:
         problems += benchmark_problems(search_file)
     problems += _template_problems(search_file, headers)
-    problems += _optimizer_problems(search_file)
     space = None if problems else _space(search_file, headers, problems)
     if space is None:
         raise PreflightError(options.search_file, problems)
@@ -225,7 +223,13 @@ def _open_models(named: _Named, problems: list[Problem]) -> Iterator[tuple[str, 
 
 
 def _may_be_on_hub(reference: str) -> bool:
-    return not reference.startswith(("/", ".", "~")) and reference.count("/") <= 1
+    """Whether it is more likely a hub id than the path of a folder that is not there."""
+    parent, _, _ = reference.rpartition("/")
+    return (
+        not reference.startswith(("/", ".", "~"))
+        and "/" not in parent
+        and (parent == "" or not Path(parent).is_dir())
+    )
 
 
 def _fit_problems(headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
@@ -261,12 +265,6 @@ def has_chat_template(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and bool(config.get("chat_template"))
-
-
-def _optimizer_problems(search_file: SearchFile) -> Iterator[Problem]:
-    popsize = search_file.optimizer.popsize
-    if popsize is not None and popsize < _SMALLEST_POPSIZE:
-        yield Problem("optimizer.popsize", f"is {popsize}", f"CMA-ES needs at least {_SMALLEST_POPSIZE}")
 
 
 def _space(

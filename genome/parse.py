@@ -8,6 +8,7 @@ from genome.search_file import (
     ALGORITHMS,
     DEFAULT_METRIC,
     DEFAULT_SIGMA0,
+    SMALLEST_POPSIZE,
     Budget,
     Holdout,
     HoldoutShare,
@@ -132,8 +133,8 @@ def _read_holdout(top: Fields, tasks: tuple[TaskEntry, ...], problems: list[Prob
 def _read_optimizer(fields: Fields) -> OptimizerSpec:
     optimizer = OptimizerSpec(
         name=fields.get("name", one_of(*ALGORITHMS), ALGORITHMS[0]),
-        popsize=fields.get("popsize", integer(low=2), None),
-        sigma0=fields.get("sigma0", _POSITIVE, DEFAULT_SIGMA0),
+        popsize=fields.get("popsize", integer(low=SMALLEST_POPSIZE), None),
+        sigma0=fields.get("sigma0", real(low=0, high=1, low_open=True), DEFAULT_SIGMA0),
         restarts=fields.get("restarts", integer(low=0), 0),
     )
     fields.finish()

@@ -9,6 +9,7 @@ from typing import TypeAlias
 DEFAULT_METRIC = "acc,none"
 DEFAULT_SIGMA0 = 1 / 6
 ALGORITHMS = ("cma", "sep-cma")
+SMALLEST_POPSIZE = 4  # CMA-ES selects half of a generation as parents, and needs two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
