@@ -9,6 +9,7 @@ read. For wider dtypes, the elements of one bin are gathered and sorted.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,6 +63,31 @@ class MagnitudeIndex:
             return self._exact_bin(column, count - before)
         return self._sorted_bin(column, count - before)
 
+    def sums(self, count: int) -> tuple[float, float]:
+        """The sum of all magnitudes, and of the ``count`` largest (0 < count)."""
+        total = float(self._sums_up_to[-1]) if len(self._bins) else 0.0
+        if count >= self._elements:
+            return total, total
+        column = int(np.searchsorted(self._up_to, count))
+        before, sum_before = (self._up_to[column - 1], self._sums_up_to[column - 1]) if column else (0, 0.0)
+        wanted = count - int(before)
+        if self._dtype == torch.bfloat16:
+            return total, float(sum_before) + wanted * _magnitude(int(self._bins[column]))
+        magnitudes, _ = self._sorted_members(column)
+        return total, float(sum_before) + float(magnitudes[:wanted].double().sum())
+
+    @functools.cached_property
+    def _sums_up_to(self) -> npt.NDArray[np.float64]:
+        """The sum of the magnitudes in each bin and all larger ones; read off the counts where they tell."""
+        if self._dtype == torch.bfloat16:
+            of_bin = (self._bins.astype(np.uint32) << _BIN_SHIFT).view(np.float32).astype(np.float64)
+            return np.cumsum(of_bin * self._counts.sum(axis=0, dtype=np.int64))
+        sums = np.zeros(_BINS)
+        for block in range(len(self._counts)):
+            _, delta_N = self._block(block)
+            sums += np.bincount(_bins_of(delta_N), delta_N.abs().double().numpy(), minlength=_BINS)
+        return np.cumsum(sums[self._bins])
+
     def _exact_bin(self, column: int, wanted: int) -> Kept:
         """The bin is one magnitude: find the place of its ``wanted``-th element."""
         threshold = _magnitude(int(self._bins[column]))
@@ -76,7 +102,12 @@ class MagnitudeIndex:
         return Kept(threshold=threshold, ties_end=start + int(places[wanted - 1]) + 1)
 
     def _sorted_bin(self, column: int, wanted: int) -> Kept:
-        """The bin holds several magnitudes: gather its elements and sort them."""
+        """The bin holds several magnitudes: find the ``wanted``-th of them."""
+        magnitudes, places = self._sorted_members(column)
+        return Kept(threshold=float(magnitudes[wanted - 1]), ties_end=int(places[wanted - 1]) + 1)
+
+    def _sorted_members(self, column: int) -> tuple[Tensor, Tensor]:
+        """The magnitudes in a bin, largest first and by index among equals, and their places."""
         values, places = [], []
         for block in np.flatnonzero(self._counts[:, column]):
             start, delta_N = self._block(int(block))
@@ -84,8 +115,7 @@ class MagnitudeIndex:
             values.append(delta_N[inside].abs())
             places.append(inside + start)
         magnitudes, order = torch.cat(values).sort(descending=True, stable=True)
-        place = torch.cat(places)[order[wanted - 1]]
-        return Kept(threshold=float(magnitudes[wanted - 1]), ties_end=int(place) + 1)
+        return magnitudes, torch.cat(places)[order]
 
     def _block(self, block: int) -> tuple[int, Tensor]:
         start = block * self._block_elements

@@ -81,13 +81,21 @@ class JobInputs:
     def kept(self, source: int, density: float) -> Kept:
         if density >= 1.0 or not self.elements:
             return Kept(threshold=0.0, ties_end=self.elements)
-        assert self.job.base is not None
-        index = self.preparation.magnitudes(self.job.sources[source], self.job.base, self.dtype)
-        return index.kept(max(1, int(density * self.elements)))
+        return self._magnitudes(source).kept(self._count(density))
+
+    def sums(self, source: int, density: float) -> tuple[float, float]:
+        return self._magnitudes(source).sums(self._count(density))
 
     def key(self, source: int, block: int) -> tuple[int, int]:
         ref = self.job.sources[source]
         return field_key(self.preparation.seed, ref.model, ref.name, block)
+
+    def _count(self, density: float) -> int:
+        return max(1, int(density * self.elements))
+
+    def _magnitudes(self, source: int) -> MagnitudeIndex:
+        assert self.job.base is not None
+        return self.preparation.magnitudes(self.job.sources[source], self.job.base, self.dtype)
 
     def cosine(self) -> float:
         (source,) = self.job.sources

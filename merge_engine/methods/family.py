@@ -50,6 +50,9 @@ class Inputs(Protocol):
     def kept(self, source: int, density: float) -> Kept:
         """Which elements of that source's task vector are among its ``density`` largest."""
 
+    def sums(self, source: int, density: float) -> tuple[float, float]:
+        """The sum of the magnitudes of that source's task vector: of all, and of its ``density`` largest."""
+
     def key(self, source: int, block: int) -> tuple[int, int]:
         """Two signed 32-bit numbers that fix the uniforms of that source in a block of the tensor."""
 

@@ -110,13 +110,14 @@ _LAMBDA = Parameter(name="lambda", help="factor on the merged task vector", scop
 _INT8_MASK = Parameter(
     name="int8_mask", help="keep sign masks in one byte", kind="bool", scope="global", default=False
 )
-_RESCALE = Parameter(
-    name="rescale",
-    help="divide what DARE keeps by the density, so that the expectation stays",
-    kind="bool",
-    scope="global",
-    default=True,
-)
+
+
+def _rescale(default: bool, text: str) -> Parameter:
+    return Parameter(name="rescale", help=text, kind="bool", scope="global", default=default)
+
+
+_DARE_RESCALE = _rescale(True, "divide what is kept by the density, so that the expectation stays")
+_TIES_RESCALE = _rescale(False, "scale what is kept to the sum of magnitudes of the whole task vector")
 
 METHODS: Mapping[str, Method] = MethodTable(
     Method(
@@ -150,21 +151,21 @@ METHODS: Mapping[str, Method] = MethodTable(
         help="base plus trimmed task vectors that agree in sign",
         paper=TIES,
         needs_base=True,
-        parameters=(_weight(1.5), _DENSITY, _normalize(True), _LAMBDA, _INT8_MASK),
+        parameters=(_weight(1.5), _DENSITY, _normalize(True), _LAMBDA, _TIES_RESCALE, _INT8_MASK),
     ),
     Method(
         name="dare_ties",
         help="base plus randomly dropped task vectors that agree in sign",
         paper=DARE,
         needs_base=True,
-        parameters=(_weight(1.5), _DENSITY, _normalize(False), _LAMBDA, _RESCALE, _INT8_MASK),
+        parameters=(_weight(1.5), _DENSITY, _normalize(False), _LAMBDA, _DARE_RESCALE, _INT8_MASK),
     ),
     Method(
         name="dare_linear",
         help="base plus randomly dropped task vectors",
         paper=DARE,
         needs_base=True,
-        parameters=(_weight(1.5), _DENSITY, _normalize(False), _LAMBDA, _RESCALE, _INT8_MASK),
+        parameters=(_weight(1.5), _DENSITY, _normalize(False), _LAMBDA, _DARE_RESCALE, _INT8_MASK),
     ),
     Method(
         name="passthrough",

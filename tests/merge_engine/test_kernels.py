@@ -18,7 +18,7 @@ from merge_engine.methods.rounding import rounded
 from merge_engine.methods.slerp import slerp, slerp_parts
 from merge_engine.methods.table import FAMILIES
 from merge_engine.methods.task_arithmetic import task_arithmetic
-from merge_engine.methods.ties import ties
+from merge_engine.methods.ties import _gain, ties
 from merge_engine.spec.methods import METHODS
 
 FIRST = torch.tensor(0, dtype=torch.int32)
@@ -81,7 +81,18 @@ def test_ties_is_algorithm_1() -> None:
         if agreeing:
             expected[i] += 0.8 * sum(term for term, _ in agreeing) / sum(w for _, w in agreeing)
     limits = tuple(torch.tensor(t) for t in thresholds)
-    close(ties(sources, base, FIRST, F32, vector(*weights), limits, True, torch.tensor(0.8)), expected)
+    close(ties(sources, base, FIRST, F32, vector(*weights), limits, None, True, torch.tensor(0.8)), expected)
+    doubled = ties(
+        sources, base, FIRST, F32, vector(*weights), limits, vector(2, 2, 2), True, torch.tensor(0.4)
+    )
+    close(doubled, expected)
+
+
+def test_the_ties_gain_is_rounded_as_the_merge_dtype_holds_it() -> None:
+    assert _gain(3.0, 2.0, F32) == 1.5
+    assert _gain(1.004, 1.0, torch.bfloat16) == 1.0078125
+    assert _gain(2e5, 1e5, torch.float16) == 2.0  # sums that float16 does not hold
+    assert _gain(1e-6, 1e-8, F32) == 1.0  # too little to say
 
 
 @pytest.mark.parametrize("kernel", [dare_linear, dare_ties])
@@ -135,7 +146,7 @@ def _merge(
         return task_arithmetic(sources, base, FIRST, dtype, weights, weights.sum(), None)
     if name == "ties":
         limits = tuple(torch.tensor((0.1, 0.2, 0.3)[i]) for i in order)
-        return ties(sources, base, FIRST, dtype, weights, limits, True, None)
+        return ties(sources, base, FIRST, dtype, weights, limits, None, True, None)
     kernel = dare_ties if name == "dare_ties" else dare_linear
     densities = vector(0.3, 0.5, 0.8)[order]
     return kernel(sources, base, FIRST, dtype, weights, KEYS[order], 1 - densities, 1 / densities, True, None)

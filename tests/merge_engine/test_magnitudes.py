@@ -38,6 +38,9 @@ def check(delta: Tensor) -> None:
         assert torch.equal(
             by_index(delta, counts.kept(count)) & nonzero, by_sorting(delta, count) & nonzero
         ), count
+        whole, kept = counts.sums(count)
+        assert whole == pytest.approx(float(delta.double().abs().sum()), rel=1e-12)
+        assert kept == pytest.approx(float(delta[by_sorting(delta, count)].double().abs().sum()), rel=1e-12)
 
 
 @pytest.mark.parametrize("elements", [1, 63, 64, 65, 1000, 5000])

@@ -159,7 +159,16 @@ def test_task_arithmetic(folder: Path, tmp_path: Path, dtype: str, parameters: d
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("parameters", [{}, {"normalize": False}, {"lambda": 0.7, "int8_mask": True}])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"normalize": False},
+        {"lambda": 0.7, "int8_mask": True},
+        {"rescale": True},
+        {"rescale": True, "normalize": False},
+    ],
+)
 @pytest.mark.parametrize("densities", [[0.3, 0.5, 0.7], [1.0, 1.0, 0.02]])
 def test_ties(
     folder: Path, tmp_path: Path, dtype: str, parameters: dict[str, Any], densities: list[float]
@@ -172,6 +181,27 @@ def test_ties(
         "dtype": dtype,
     }
     compare(data, tmp_path / "out", ties_exceptions(data))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_ties_that_only_trims_and_rescales(tmp_path: Path, dtype: str, scale: float) -> None:
+    """Where the result is the rescaled task vector itself, bit for bit; too small ones are not rescaled."""
+    settings, stored = toy.config(), DTYPES[dtype]
+    source = toy.random_tensors(settings, 1, scale=scale, dtype=stored)
+    toy.save(tmp_path / "base", settings, {name: torch.zeros_like(x) for name, x in source.items()})
+    toy.save(tmp_path / "a", settings, source)
+    data = {
+        "merge_method": "ties",
+        "base_model": str(tmp_path / "base"),
+        "models": entries(tmp_path, "a", weight=[1.0], density=[0.6]),
+        "parameters": {"rescale": True},
+        "dtype": dtype,
+    }
+    theirs, ours, excused = wheel_merge(data, tmp_path / "out"), our_merge(data), ties_exceptions(data)
+    allowed = 16 if dtype == "float32" else 0  # the wheel adds up in fp32
+    for name, tensor in theirs.items():
+        assert int(toy.ulps(ours[name], tensor)[~excused[name]].max()) <= allowed, name
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.5], [0.3, -0.7]])
