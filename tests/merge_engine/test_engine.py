@@ -161,7 +161,11 @@ def test_compiled_kernels_give_the_bits_of_eager_ones(
     monkeypatch.setattr(runner, "SHORT_ELEMENTS", 200)
     monkeypatch.setattr(runner, "COMPILED_RUN_ELEMENTS", 20)
     monkeypatch.setattr(ties, "SHORT_ELEMENTS", 200)
-    extra = {"lambda": 0.7} if METHODS[method].parameter("lambda") else {}
+    extra = {
+        name: value
+        for name, value in {"lambda": 0.7, "rescale": True}.items()
+        if METHODS[method].parameter(name)
+    }
     job = recipe(method, models, dtype=dtype, **extra)
     assert same(merged(Engine(compile="always"), job), merged(Engine(compile="never"), job))
 
