@@ -56,7 +56,7 @@ def open_header(folder: Path) -> CheckpointHeader:
     shards hold, and an index that names a file outside the folder.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json", "is this a Hugging Face model folder?")
+    config = read_json(folder / "config.json", "is this a Hugging Face model folder?")
     tensors: dict[str, TensorInfo] = {}
     for file in _shards(folder):
         for name, info in read_safetensors_header(file).items():
@@ -137,7 +137,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    index = _read_json(folder / INDEX_FILE, "")
+    index = read_json(folder / INDEX_FILE, "")
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{folder / INDEX_FILE}: no weight_map of tensor names to file names")
@@ -152,7 +152,8 @@ def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
             raise CheckpointError(f"{folder / INDEX_FILE}: tensor {name!r} is not in {file}")
 
 
-def _read_json(file: Path, hint: str) -> dict[str, Any]:
+def read_json(file: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in ``file``. Raises `CheckpointError`, with ``hint`` where there is no such file."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

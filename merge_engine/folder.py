@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from merge_engine.engine import Engine
-from merge_engine.errors import OutputError
+from merge_engine.new_folder import copy_files, new_folder
 from merge_engine.plan import Plan
-from merge_engine.shards import TensorSpec, synced, write_json, write_shards, write_text
+from merge_engine.shards import TensorSpec, write_json, write_shards, write_text
 from merge_engine.spec.recipe import Recipe, parse_recipe
 from merge_engine.spec.yaml_io import load_yaml
 from merge_engine.tokenizer_files import (
@@ -39,10 +34,10 @@ def write_model(engine: Engine, recipe: Recipe, out: Path, *, shard_bytes: float
     tokenizer = folders[tokenizer_reference(recipe, plan.config_source, folders)]
     template = chat_template(recipe, list(folders.values()))
     specs = [TensorSpec(name=job.name, dtype=engine.result_dtype(job), shape=job.shape) for job in plan.jobs]
-    with _new_folder(Path(out)) as folder:
+    with new_folder(Path(out)) as folder:
         write_shards(folder, specs, engine.stream(recipe), shard_bytes)
-        _copy(folders[plan.config_source], folder, ("generation_config.json",))
-        _copy(tokenizer, folder, TOKENIZER_FILES if template is None else _without_template())
+        copy_files(folders[plan.config_source], folder, ("generation_config.json",))
+        copy_files(tokenizer, folder, TOKENIZER_FILES if template is None else _without_template())
         if template is not None:
             write_text(folder / CHAT_TEMPLATE_FILE, template)
         write_json(folder / "config.json", merged_config(engine, plan))
@@ -67,44 +62,6 @@ def merged_config(engine: Engine, plan: Plan) -> dict[str, Any]:
         elif "layer" in key and isinstance(value, list) and len(value) == old_count:
             config[key] = [engine.header(origin.model).config[key][origin.index] for origin in plan.layers]
     return config
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``out`` when the block ends well, and vanishes when it does not."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: already exists; choose another place, or remove it first")
-    temporary = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        yield temporary
-        temporary.chmod(0o755)
-        _sync_folder(temporary)
-        temporary.replace(out)
-        _sync_folder(out.parent)
-    except OSError as error:
-        raise OutputError(
-            f"{out}: cannot be written: {error.strerror or error}; nothing was left there"
-        ) from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (source / name).is_file():
-            with (source / name).open("rb") as original, synced(target / name) as copy:
-                shutil.copyfileobj(original, copy)
 
 
 def _without_template() -> tuple[str, ...]:
