@@ -212,9 +212,12 @@ def _task_problems(named: _Named, options: SearchOptions) -> Iterator[Problem]:
 
 
 def _open_models(named: _Named, problems: list[Problem]) -> Iterator[tuple[str, CheckpointHeader]]:
-    """The headers of all models that can be opened; hub models are fetched only if nothing is wrong yet."""
+    """The headers of all models that can be opened.
+
+    Hub models are fetched, and adapters merged into their models, only if nothing is wrong yet.
+    """
     for where, reference in named.models:
-        if problems and not Path(reference).exists() and _may_be_on_hub(reference):
+        if problems and not Path(reference).exists() and ("+" in reference or _may_be_on_hub(reference)):
             continue
         try:
             yield reference, open_header(resolve(reference))

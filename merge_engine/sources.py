@@ -21,19 +21,26 @@ def resolve(reference: str) -> Path:
     """The folder of a source model.
 
     ``reference`` is a local folder, taken as it is, or a hub id with an optional revision
-    (``org/name@revision``), fetched through `huggingface_hub` into its cache. Raises `CheckpointError` where
-    there is no such model.
+    (``org/name@revision``), fetched through `huggingface_hub` into its cache, or ``model+adapter``, both
+    named so: then the folder is one in our own cache, written at the first call. Raises `CheckpointError`
+    where there is no such model.
     """
     if Path(reference).is_dir():
         return Path(reference)
     if "+" in reference:
-        raise CheckpointError(
-            f"{reference}: adapters (model+adapter) cannot be merged on the fly yet; merge the adapter into "
-            "its model first (peft: merge_and_unload, then save_pretrained) and name that folder"
-        )
+        return _with_adapter(reference)
     if Path(reference).is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1:
         raise CheckpointError(f"{reference}: no such folder")
     return _from_hub(reference)
+
+
+def _with_adapter(reference: str) -> Path:
+    model, _, adapter = reference.partition("+")
+    if not model or not adapter or "+" in adapter:
+        raise CheckpointError(f"{reference}: expected model+adapter, with '+' in neither's name")
+    from merge_engine.adapters import merged_folder
+
+    return merged_folder(resolve(model), resolve(adapter))
 
 
 def _from_hub(reference: str) -> Path:

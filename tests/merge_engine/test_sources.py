@@ -22,7 +22,9 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         ("/no/such/folder", "no such folder"),
         ("./models/base", "no such folder"),
-        ("./base+./adapter", "peft: merge_and_unload"),
+        ("./base+./adapter", "./base: no such folder"),
+        ("base+one+two", "expected model.adapter"),
+        ("base+", "expected model.adapter"),
         ("org/name with spaces", "neither a folder nor a hub id"),
     ],
 )
