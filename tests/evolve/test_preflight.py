@@ -183,17 +183,18 @@ def test_everything_wrong_is_said_at_once(check: Callable[..., Ready], models: P
         assert f"\n  {place}: " in message
 
 
-def test_hub_models_are_not_fetched_for_a_file_that_is_refused_anyhow(
-    check: Callable[..., Ready], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("model", ["somebody/some-model", "./model+./adapter"])
+def test_models_are_neither_fetched_nor_adapted_for_a_file_that_is_refused_anyhow(
+    check: Callable[..., Ready], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     def fetch(reference: str) -> Path:
-        assert Path(reference).exists(), f"{reference} was looked for on the hub"
+        assert Path(reference).exists(), f"{reference} was worked for"
         return Path(reference)
 
     monkeypatch.setattr("evolve.preflight.resolve", fetch)
 
     def spoil(data: dict) -> None:  # type: ignore[type-arg]
-        data["genome"]["models"][0] = "somebody/some-model"
+        data["genome"]["models"][0] = model
         data["tasks"][0] = "tiny_chioce"
 
     assert "1 problem;" in problems(check, spoil)
