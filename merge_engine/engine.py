@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import PlanError, Problem
+from merge_engine.groups import grouped
+from merge_engine.methods.family import Group
 from merge_engine.methods.table import FAMILIES
-from merge_engine.plan import Plan, TensorJob, make_plan
+from merge_engine.plan import Plan, TensorJob, TensorRef, make_plan
 from merge_engine.preparation import JobInputs, Preparation
 from merge_engine.runner import CompilePolicy, Runner
 from merge_engine.spec.recipe import Recipe
@@ -41,7 +43,7 @@ class Engine:
 
     def plan(self, recipe: Recipe) -> Plan:
         """What `stream` will do. Raises `PlanError`."""
-        return make_plan(recipe, self._preparation.header)
+        return make_plan(recipe, self._preparation.header, self._preparation.layer_names)
 
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a source model, opened once. Raises `CheckpointError`."""
@@ -66,28 +68,49 @@ class Engine:
         targets = {} if into is None else into
         _check_targets(plan, targets)
         compiled = self._runner.compiles(sum(math.prod(job.shape) for job in plan.jobs))
-        for job in plan.jobs:
-            target = targets.get(job.name)
-            yield job.name, self._merge(job, self._new(job) if target is None else target, compiled)
+        for group in grouped(plan.jobs):
+            merged = {job.name: targets[job.name] if job.name in targets else self._new(job) for job in group}
+            self._merge(group, list(merged.values()), compiled)
+            yield from merged.items()
 
     def _new(self, job: TensorJob) -> Tensor:
         return torch.empty(job.shape, dtype=self.result_dtype(job), device=self._device)
 
     @torch.no_grad()
-    def _merge(self, job: TensorJob, target: Tensor, compiled: bool) -> Tensor:
-        sources = [self._preparation.tensor(ref) for ref in job.sources]
-        base_N = None if job.base is None else self._preparation.tensor(job.base)
+    def _merge(self, jobs: Sequence[TensorJob], targets: Sequence[Tensor], compiled: bool) -> None:
+        job = jobs[0]
+        sources = [self._joined([other.sources[m] for other in jobs]) for m in range(len(job.sources))]
+        base_N = None if job.base is None else self._joined([other.base for other in jobs])
         if job.dtype is None or job.out_dtype is None:
-            target.copy_((sources[0] if base_N is None else base_N).view(job.shape))
-            return target
-        flat = target.detach() if target.is_contiguous() else torch.empty_like(target).contiguous()
-        family = FAMILIES[job.method]
-        dtypes = MERGE_DTYPES[job.dtype], MERGE_DTYPES[job.out_dtype]
-        for call in family.calls(JobInputs(job=job, preparation=self._preparation)):
-            self._runner.run(family.kernel, call, flat.view(-1), sources, base_N, dtypes, compiled=compiled)
-        if not target.is_contiguous():
-            target.copy_(flat)
-        return target
+            merged_N = sources[0] if base_N is None else base_N
+        else:
+            dtypes = MERGE_DTYPES[job.dtype], MERGE_DTYPES[job.out_dtype]
+            merged_N = self._place(targets, dtypes[1])
+            family = FAMILIES[job.method]
+            group = Group(tensors=[JobInputs(job=other, preparation=self._preparation) for other in jobs])
+            for call in family.calls(group):
+                self._runner.run(family.kernel, call, merged_N, sources, base_N, dtypes, compiled=compiled)
+        _distribute(merged_N, targets)
+
+    def _joined(self, refs: Sequence[TensorRef | None]) -> Tensor:
+        """The stored tensors end to end: a single one as it is."""
+        tensors = [self._preparation.tensor(ref) for ref in refs if ref is not None]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+    def _place(self, targets: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Where to merge to: a single target itself if it can be, else a new flat tensor."""
+        if len(targets) == 1 and targets[0].is_contiguous():
+            return targets[0].detach().view(-1)
+        return torch.empty(sum(target.numel() for target in targets), dtype=dtype, device=self._device)
+
+
+def _distribute(merged_N: Tensor, targets: Sequence[Tensor]) -> None:
+    """Copy the parts of ``merged_N`` to the targets, unless it is the target."""
+    if len(targets) == 1 and targets[0].data_ptr() == merged_N.data_ptr():
+        return
+    parts = torch.split(merged_N, [target.numel() for target in targets])
+    for part_N, target in zip(parts, targets, strict=True):
+        target.copy_(part_N.view(target.shape))
 
 
 def _check_targets(plan: Plan, into: Mapping[str, Tensor]) -> None:

@@ -14,10 +14,10 @@ _SAMPLE_BYTES = 1 << 16
 
 
 def fingerprint(header: CheckpointHeader) -> str:
-    """A digest of a checkpoint's config and, of each of its files, the size and 64 evenly spaced blocks of 64 KiB.
+    """A digest of a checkpoint's config and its files: each one's size and 64 evenly spaced blocks of 64 KiB.
 
-    Retrained or requantised weights change nearly every block; a change of single bytes in a file of more than 4 MiB
-    may go unnoticed. Cheap enough for every start: a few milliseconds for each file.
+    Retrained or requantised weights change nearly every block; a change of single bytes in a file of more
+    than 4 MiB may go unnoticed. Cheap enough for every start: a few milliseconds for each file.
 
     Raises:
         CheckpointError: a file cannot be read.

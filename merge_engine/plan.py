@@ -13,7 +13,7 @@ from merge_engine.errors import CheckpointError, PlanError, Problem
 from merge_engine.layers import LayerNames, layer_names
 from merge_engine.spec.methods import METHODS, Method
 from merge_engine.spec.recipe import OutputSlice, Recipe, SliceSource
-from merge_engine.spec.values import Scalar, Value, first_match, layer_place
+from merge_engine.spec.values import Scalar, Value, first_match, is_filtered, layer_place
 
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 Levels = Sequence[Mapping[str, Value]]
@@ -79,8 +79,12 @@ class Plan:
         return len(self.layers)
 
 
-def make_plan(recipe: Recipe, header_of: Callable[[str], CheckpointHeader]) -> Plan:
-    """The plan of ``recipe``; ``header_of`` opens a model by its reference.
+def make_plan(
+    recipe: Recipe,
+    header_of: Callable[[str], CheckpointHeader],
+    names_of: Callable[[CheckpointHeader], LayerNames] = layer_names,
+) -> Plan:
+    """The plan of ``recipe``; ``header_of`` opens a model by its reference, ``names_of`` sorts its tensors.
 
     Raises `PlanError` with every problem: models that cannot be opened, layers out of range, missing tensors,
     shapes and vocabularies that do not fit.
@@ -90,7 +94,7 @@ def make_plan(recipe: Recipe, header_of: Callable[[str], CheckpointHeader]) -> P
     for reference in recipe.model_references():
         try:
             header = header_of(reference)
-            models[reference] = _Model(header=header, names=layer_names(header))
+            models[reference] = _Model(header=header, names=names_of(header))
         except CheckpointError as error:
             problems.append(Problem(reference, str(error)))
     if problems:
@@ -130,6 +134,8 @@ class _Planner:
         self._models = models
         self._method: Method = METHODS[recipe.merge_method]
         self._problems = problems
+        self._filtered: dict[int, bool] = {}
+        self._evaluated: dict[tuple[object, ...], dict[str, Scalar]] = {}
 
     def plan(self) -> Plan:
         pieces = self._pieces()
@@ -264,6 +270,20 @@ class _Planner:
     def _parameters(
         self, scope: str, levels: Levels, name: str, place: float, where: str
     ) -> dict[str, Scalar]:
+        """The parameters of one tensor. Without filters they are those of the whole layer, found once."""
+        by_name = any(map(self._by_name, levels))
+        key = (*map(id, levels), scope, place, name if by_name else None)
+        if key not in self._evaluated:
+            self._evaluated[key] = self._evaluate(scope, levels, name, place, where)
+        return self._evaluated[key]
+
+    def _by_name(self, level: Mapping[str, Value]) -> bool:
+        """Whether a parameter of this level depends on the tensor's name."""
+        if id(level) not in self._filtered:
+            self._filtered[id(level)] = any(map(is_filtered, level.values()))
+        return self._filtered[id(level)]
+
+    def _evaluate(self, scope: str, levels: Levels, name: str, place: float, where: str) -> dict[str, Scalar]:
         found: dict[str, Scalar] = {}
         for parameter in self._method.parameters:
             if parameter.scope != scope:

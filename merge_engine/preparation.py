@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from merge_engine.checkpoint_header import CheckpointHeader, open_header
+from merge_engine.layers import LayerNames, layer_names
 from merge_engine.magnitudes import Kept, MagnitudeIndex
-from merge_engine.methods.random_field import field_key
+from merge_engine.methods.random_field import field_key, field_N
 from merge_engine.methods.rounding import read
 from merge_engine.methods.task_vectors import task_vector
 from merge_engine.plan import TensorJob, TensorRef
@@ -29,6 +31,9 @@ class Preparation:
         self.seed = seed
         self._files = MappedFiles()
         self._headers: dict[str, CheckpointHeader] = {}
+        self._names: dict[Path, LayerNames] = {}
+        self._tensors: dict[TensorRef, Tensor] = {}
+        self._uniforms: dict[TensorRef, Tensor] = {}
         self._magnitudes: dict[tuple[TensorRef, TensorRef, torch.dtype], MagnitudeIndex] = {}
         self._cosines: dict[tuple[TensorRef, TensorRef, torch.dtype], float] = {}
 
@@ -38,9 +43,31 @@ class Preparation:
             self._headers[reference] = open_header(resolve(reference))
         return self._headers[reference]
 
+    def layer_names(self, header: CheckpointHeader) -> LayerNames:
+        """`merge_engine.layers.layer_names`, found once. Raises `CheckpointError`."""
+        if header.folder not in self._names:
+            self._names[header.folder] = layer_names(header)
+        return self._names[header.folder]
+
     def tensor(self, ref: TensorRef) -> Tensor:
         """The stored tensor, flat, as a view of its file: not to be written to."""
-        return self._files.tensor(self.header(ref.model).tensors[ref.name])
+        if ref not in self._tensors:
+            self._tensors[ref] = self._files.tensor(self.header(ref.model).tensors[ref.name])
+        return self._tensors[ref]
+
+    def field_key(self, ref: TensorRef, block: int) -> tuple[int, int]:
+        """What fixes the uniforms of a tensor in a block of `FIELD_ELEMENTS`."""
+        return field_key(self.seed, ref.model, ref.name, block)
+
+    def uniforms(self, ref: TensorRef) -> Tensor:
+        """The uniforms of a tensor of one block, fp32 of its length: not to be written to.
+
+        They take twice the memory of a bfloat16 tensor: for short tensors.
+        """
+        if ref not in self._uniforms:
+            key_2 = torch.tensor(self.field_key(ref, 0), dtype=torch.int32)
+            self._uniforms[ref] = field_N(torch.tensor(0, dtype=torch.int32), self.tensor(ref).numel(), key_2)
+        return self._uniforms[ref]
 
     def magnitudes(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> MagnitudeIndex:
         """The counts of source - base as formed in ``dtype``."""
@@ -87,8 +114,10 @@ class JobInputs:
         return self._magnitudes(source).sums(self._count(density))
 
     def key(self, source: int, block: int) -> tuple[int, int]:
-        ref = self.job.sources[source]
-        return field_key(self.preparation.seed, ref.model, ref.name, block)
+        return self.preparation.field_key(self.job.sources[source], block)
+
+    def uniforms(self, source: int) -> Tensor:
+        return self.preparation.uniforms(self.job.sources[source])
 
     def _count(self, density: float) -> int:
         return max(1, int(density * self.elements))

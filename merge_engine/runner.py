@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import SHORT_ELEMENTS, Argument, Call, Kernel
+from merge_engine.methods.family import GROUP_ELEMENTS, SHORT_ELEMENTS, Argument, Call, Kernel
 from merge_engine.methods.rounding import rounded
 
 CompilePolicy = Literal["auto", "always", "never"]
@@ -65,15 +65,15 @@ class Runner:
         """
         length = call.stop - call.start
         compiled = compiled and out_N.numel() >= SHORT_ELEMENTS and length >= COMPILED_RUN_ELEMENTS
-        step = length if compiled or length < SHORT_ELEMENTS else PIECE_ELEMENTS
-        write = _compiled(kernel) if compiled else functools.partial(_write, kernel)
+        step = length if compiled or length <= GROUP_ELEMENTS else PIECE_ELEMENTS
+        write, cut = (_compiled(kernel), _unviewed) if compiled else (functools.partial(_write, kernel), _cut)
         arguments = self._moved(call.arguments)
         for start in range(call.start, call.stop, max(step, 1)):
             stop = min(start + step, call.stop)
             write(
-                _piece(out_N, start, stop),
-                tuple(self._moved(_piece(source_N, start, stop)) for source_N in sources),
-                None if base_N is None else self._moved(_piece(base_N, start, stop)),
+                cut(out_N, start, stop),
+                tuple(self._moved(cut(source_N, start, stop)) for source_N in sources),
+                None if base_N is None else self._moved(cut(base_N, start, stop)),
                 torch.tensor(start - call.start, dtype=torch.int32, device=self._device),
                 dtypes,
                 arguments,
@@ -113,7 +113,11 @@ def _compiled(kernel: Kernel) -> Callable[..., None]:
     return torch.compile(write, dynamic=True, fullgraph=True, options=_INDUCTOR_OPTIONS)
 
 
-def _piece(x_N: Tensor, start: int, stop: int) -> Tensor:
+def _cut(x_N: Tensor, start: int, stop: int) -> Tensor:
+    return x_N[start:stop]
+
+
+def _unviewed(x_N: Tensor, start: int, stop: int) -> Tensor:
     """Elements [start, stop) of a flat tensor over the same storage, but no view, which dynamo tracks."""
     piece = torch.empty(0, dtype=x_N.dtype, device=x_N.device)
     return piece.set_(x_N.untyped_storage(), x_N.storage_offset() + start, (stop - start,), (1,))

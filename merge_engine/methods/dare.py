@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import Argument, Call, Family, Inputs
+from merge_engine.methods.family import Argument, Call, Family, Group
 from merge_engine.methods.masks import kept_from
 from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N
 from merge_engine.methods.rounding import rounded
@@ -34,17 +34,25 @@ def _terms(
     first: Tensor,
     dtype: torch.dtype,
     weights_M: Tensor,
-    keys_M2: Tensor,
+    fields: Sequence[Tensor],
     limits_M: Tensor,
     gains_M: Tensor,
 ) -> list[Tensor]:
-    """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m (section 3.2: gain 1/density)."""
+    """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m (section 3.2: gain 1/density).
+
+    ``fields``: for each model the key of its field, int32 of shape (2,), or the uniforms, fp32 of shape (N,),
+    which are used up.
+    """
     terms = []
     for m, source_N in enumerate(sources):
-        field = field_N(first, source_N.numel(), keys_M2[m])
-        delta_N = kept_from(task_vector(source_N, base_N, dtype), field, limits_M[m])
+        uniforms_N = _uniforms(fields[m], first, source_N.numel())
+        delta_N = kept_from(task_vector(source_N, base_N, dtype), uniforms_N, limits_M[m])
         terms.append(weighted(rounded(delta_N * gains_M[m], dtype), weights_M[m], dtype))
     return terms
+
+
+def _uniforms(field: Tensor, first: Tensor, count: int) -> Tensor:
+    return field if field.is_floating_point() else field_N(first, count, field)
 
 
 def dare_linear(
@@ -53,14 +61,14 @@ def dare_linear(
     first: Tensor,
     dtype: torch.dtype,
     weights_M: Tensor,
-    keys_M2: Tensor,
+    fields: Sequence[Tensor],
     limits_M: Tensor,
     gains_M: Tensor,
     normalize: bool,
     factor: Tensor | None,
 ) -> Tensor:
     """base + lambda * sum_m of the terms, divided by the sum of the weights with ``normalize``."""
-    terms = _terms(sources, base_N, first, dtype, weights_M, keys_M2, limits_M, gains_M)
+    terms = _terms(sources, base_N, first, dtype, weights_M, fields, limits_M, gains_M)
     mixed_N = terms[0]
     for term_N in terms[1:]:
         mixed_N = mixed_N + term_N
@@ -73,20 +81,20 @@ def dare_ties(
     first: Tensor,
     dtype: torch.dtype,
     weights_M: Tensor,
-    keys_M2: Tensor,
+    fields: Sequence[Tensor],
     limits_M: Tensor,
     gains_M: Tensor,
     normalize: bool,
     factor: Tensor | None,
 ) -> Tensor:
     """As `dare_linear`, but only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3)."""
-    terms = _terms(sources, base_N, first, dtype, weights_M, keys_M2, limits_M, gains_M)
+    terms = _terms(sources, base_N, first, dtype, weights_M, fields, limits_M, gains_M)
     mixed_N, divisor_N = consensus(terms, weights_M, normalize)
     return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)
 
 
-def _calls(inputs: Inputs) -> Iterator[Call]:
-    job = inputs.job
+def _calls(group: Group) -> Iterator[Call]:
+    job = group.job
     densities = job.values("density")
     gains = [1.0 / density if job.flag("rescale") else 1.0 for density in densities]
     rest: tuple[Argument, ...] = (
@@ -95,11 +103,21 @@ def _calls(inputs: Inputs) -> Iterator[Call]:
         job.flag("normalize"),
         factor_or_none(job.value("lambda")),
     )
-    weights_M = rounded_weights(job.values("weight"), inputs.dtype)
-    for block, start in enumerate(range(0, inputs.elements, FIELD_ELEMENTS)):
-        keys_M2 = torch.tensor([inputs.key(m, block) for m in range(len(densities))], dtype=torch.int32)
-        stop = min(start + FIELD_ELEMENTS, inputs.elements)
-        yield Call(start=start, stop=stop, arguments=(weights_M, keys_M2, *rest))
+    weights_M = rounded_weights(job.values("weight"), group.dtype)
+    for start, stop, fields in _fields(group, len(densities)):
+        yield Call(start=start, stop=stop, arguments=(weights_M, fields, *rest))
+
+
+def _fields(group: Group, models: int) -> Iterator[tuple[int, int, tuple[Tensor, ...]]]:
+    """Runs of elements with the fields of each model there: kept uniforms where short, otherwise keys."""
+    if group.is_short:
+        uniforms = (torch.cat([tensor.uniforms(m) for tensor in group.tensors]) for m in range(models))
+        yield 0, group.elements, tuple(uniforms)
+        return
+    (tensor,) = group.tensors
+    for block, start in enumerate(range(0, group.elements, FIELD_ELEMENTS)):
+        keys = (torch.tensor(tensor.key(m, block), dtype=torch.int32) for m in range(models))
+        yield start, min(start + FIELD_ELEMENTS, group.elements), tuple(keys)
 
 
 DARE_LINEAR = Family(kernel=dare_linear, calls=_calls)

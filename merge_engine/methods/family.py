@@ -12,9 +12,8 @@ from torch import Tensor
 from merge_engine.magnitudes import Kept
 from merge_engine.plan import TensorJob
 
-SHORT_ELEMENTS = (
-    2**16
-)  # a shorter tensor is merged in one piece, and never compiled: calls would cost more than work
+SHORT_ELEMENTS = 2**16  # a shorter tensor is merged together with its neighbours, and never compiled
+GROUP_ELEMENTS = 2**17  # how many elements neighbours may have together: temporaries stay in a core's cache
 
 Argument: TypeAlias = "Tensor | Sequence[Tensor] | bool | None"
 
@@ -28,7 +27,10 @@ Kernel: TypeAlias = Callable[..., Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One run of a kernel, over elements [start, stop). Tensors in ``arguments`` are small and on the CPU."""
+    """One run of a kernel, over elements [start, stop).
+
+    Tensors in ``arguments`` are on the CPU; only those of a short group may have one number for each element.
+    """
 
     start: int
     stop: int
@@ -56,13 +58,54 @@ class Inputs(Protocol):
     def key(self, source: int, block: int) -> tuple[int, int]:
         """Two signed 32-bit numbers that fix the uniforms of that source in a block of the tensor."""
 
+    def uniforms(self, source: int) -> Tensor:
+        """The uniforms of that source, fp32 of shape (N,), for a short tensor. Not to be written to."""
+
     def cosine(self) -> float:
         """Cosine of the angle between the base and the only source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Tensors that are merged as one flat tensor, laid end to end: one of any length, or several short ones.
+
+    Their parameters are the same; what follows from them and the tensors (thresholds, angles) need not be.
+    """
+
+    tensors: Sequence[Inputs]
+
+    @property
+    def job(self) -> TensorJob:
+        """One of the jobs, for the parameters."""
+        return self.tensors[0].job
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensors[0].dtype
+
+    @property
+    def lengths(self) -> list[int]:
+        return [tensor.elements for tensor in self.tensors]
+
+    @property
+    def elements(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether arguments may have one number for each element."""
+        return max(self.lengths) < SHORT_ELEMENTS
+
+    def spread(self, numbers: Sequence[float]) -> Tensor:
+        """One number for each tensor as fp32: a scalar for a single tensor, else one for each element."""
+        if len(numbers) == 1:
+            return torch.tensor(numbers[0], dtype=torch.float32)
+        return torch.cat([torch.full((n,), x) for n, x in zip(self.lengths, numbers, strict=True)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A merge method: ``calls`` turns a job's parameters into runs of ``kernel`` that cover the tensor."""
+    """A merge method: ``calls`` turns a group's parameters into runs of ``kernel`` that cover it."""
 
     kernel: Kernel
-    calls: Callable[[Inputs], Iterable[Call]]
+    calls: Callable[[Group], Iterable[Call]]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import Call, Family, Inputs
+from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.rounding import read
 
 
@@ -29,10 +29,10 @@ def linear(
     return merged_N if total is None else merged_N / total
 
 
-def _calls(inputs: Inputs) -> Iterator[Call]:
-    weights_M = torch.tensor(inputs.job.values("weight"), dtype=torch.float32)
-    total = weights_M.sum() if inputs.job.flag("normalize") else None
-    yield Call(start=0, stop=inputs.elements, arguments=(weights_M, total))
+def _calls(group: Group) -> Iterator[Call]:
+    weights_M = torch.tensor(group.job.values("weight"), dtype=torch.float32)
+    total = weights_M.sum() if group.job.flag("normalize") else None
+    yield Call(start=0, stop=group.elements, arguments=(weights_M, total))
 
 
 LINEAR = Family(kernel=linear, calls=_calls)

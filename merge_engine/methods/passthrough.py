@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import Call, Family, Inputs
+from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.rounding import read
 
 
@@ -20,9 +20,9 @@ def passthrough(
     return kept_N if scale is None else kept_N.to(torch.float32) * scale
 
 
-def _calls(inputs: Inputs) -> Iterator[Call]:
-    (scale,) = inputs.job.values("scale")
-    yield Call(start=0, stop=inputs.elements, arguments=(None if scale == 1.0 else torch.tensor(scale),))
+def _calls(group: Group) -> Iterator[Call]:
+    (scale,) = group.job.values("scale")
+    yield Call(start=0, stop=group.elements, arguments=(None if scale == 1.0 else torch.tensor(scale),))
 
 
 PASSTHROUGH = Family(kernel=passthrough, calls=_calls)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import Call, Family, Inputs
+from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.rounding import read
 
 COLLINEAR = (
@@ -17,12 +17,17 @@ COLLINEAR = (
 
 
 def slerp(
-    sources: Sequence[Tensor], base_N: Tensor, first: Tensor, dtype: torch.dtype, parts_2: Tensor
+    sources: Sequence[Tensor],
+    base_N: Tensor,
+    first: Tensor,
+    dtype: torch.dtype,
+    base_part: Tensor,
+    source_part: Tensor,
 ) -> Tensor:
-    """p_0 base + p_1 x, with the parts of the base and of the other model."""
+    """p_0 base + p_1 x, with the parts of base and source, scalars or one for each element."""
     (source_N,) = sources
-    base_part_N = read(base_N, dtype).to(torch.float32) * parts_2[0]
-    return base_part_N + read(source_N, dtype).to(torch.float32) * parts_2[1]
+    from_base_N = read(base_N, dtype).to(torch.float32) * base_part
+    return from_base_N + read(source_N, dtype).to(torch.float32) * source_part
 
 
 def slerp_parts(t: float, cosine: float) -> tuple[float, float]:
@@ -33,9 +38,10 @@ def slerp_parts(t: float, cosine: float) -> tuple[float, float]:
     return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
-def _calls(inputs: Inputs) -> Iterator[Call]:
-    parts_2 = torch.tensor(slerp_parts(inputs.job.value("t"), inputs.cosine()), dtype=torch.float32)
-    yield Call(start=0, stop=inputs.elements, arguments=(parts_2,))
+def _calls(group: Group) -> Iterator[Call]:
+    parts = [slerp_parts(group.job.value("t"), tensor.cosine()) for tensor in group.tensors]
+    base_part, source_part = (group.spread(numbers) for numbers in zip(*parts, strict=True))
+    yield Call(start=0, stop=group.elements, arguments=(base_part, source_part))
 
 
 SLERP = Family(kernel=slerp, calls=_calls)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import Call, Family, Inputs
+from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.task_vectors import (
     add_to_base,
     factor_or_none,
@@ -36,12 +36,12 @@ def task_arithmetic(
     return add_to_base(base_N, mixed_N, divisor, factor, dtype)
 
 
-def _calls(inputs: Inputs) -> Iterator[Call]:
-    job = inputs.job
-    weights_M = rounded_weights(job.values("weight"), inputs.dtype)
+def _calls(group: Group) -> Iterator[Call]:
+    job = group.job
+    weights_M = rounded_weights(job.values("weight"), group.dtype)
     divisor = weights_M.sum() if job.flag("normalize") else None
     arguments = (weights_M, divisor, factor_or_none(job.value("lambda")))
-    yield Call(start=0, stop=inputs.elements, arguments=arguments)
+    yield Call(start=0, stop=group.elements, arguments=arguments)
 
 
 TASK_ARITHMETIC = Family(kernel=task_arithmetic, calls=_calls)

@@ -29,6 +29,11 @@ class Filtered:
 Value: TypeAlias = "Scalar | Gradient | tuple[Filtered, ...]"
 
 
+def is_filtered(value: Value) -> bool:
+    """Whether the value of a tensor depends on its name."""
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], Filtered)
+
+
 def evaluate(value: Value, tensor_name: str, t: float) -> Scalar | None:
     """The value for one tensor; None where no filter matches its name.
 
@@ -38,7 +43,7 @@ def evaluate(value: Value, tensor_name: str, t: float) -> Scalar | None:
     """
     if not isinstance(value, tuple):
         return value
-    if value and isinstance(value[0], Filtered):
+    if is_filtered(value):
         for entry in value:
             assert isinstance(entry, Filtered)
             if entry.matches(tensor_name):

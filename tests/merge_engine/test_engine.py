@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_engine import magnitudes, runner
+from merge_engine import groups, magnitudes, runner
 from merge_engine.engine import Engine
 from merge_engine.errors import PlanError
-from merge_engine.methods import ties
+from merge_engine.methods import family
 from merge_engine.spec.methods import METHODS
 from merge_engine.spec.recipe import Recipe, parse_recipe
 from tests.merge_engine import toy
@@ -121,8 +121,9 @@ def test_pieces_and_blocks_do_not_show(
 ) -> None:
     job = recipe(method, models)
     whole = merged(Engine(), job)
-    monkeypatch.setattr(runner, "SHORT_ELEMENTS", 100)
-    monkeypatch.setattr(ties, "SHORT_ELEMENTS", 100)
+    for module in (family, groups, runner):
+        monkeypatch.setattr(module, "SHORT_ELEMENTS", 100, raising=False)
+        monkeypatch.setattr(module, "GROUP_ELEMENTS", 150, raising=False)
     monkeypatch.setattr(runner, "PIECE_ELEMENTS", 77)
     monkeypatch.setattr(magnitudes, "_SMALL_BLOCK", 100)
     assert same(merged(Engine(), job), whole)
@@ -158,9 +159,9 @@ torch.save(dict(Engine(seed=5).stream(job)), {str(tmp_path / "out.pt")!r})
 def test_compiled_kernels_give_the_bits_of_eager_ones(
     models: list[str], monkeypatch: pytest.MonkeyPatch, method: str, dtype: str
 ) -> None:
-    monkeypatch.setattr(runner, "SHORT_ELEMENTS", 200)
+    for module in (family, groups, runner):
+        monkeypatch.setattr(module, "SHORT_ELEMENTS", 200, raising=False)
     monkeypatch.setattr(runner, "COMPILED_RUN_ELEMENTS", 20)
-    monkeypatch.setattr(ties, "SHORT_ELEMENTS", 200)
     extra = {
         name: value
         for name, value in {"lambda": 0.7, "rescale": True}.items()

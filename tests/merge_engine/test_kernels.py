@@ -120,7 +120,8 @@ def test_slerp_follows_the_arc(t: float) -> None:
     cosine = base_d @ source_d / np.linalg.norm(base_d) / np.linalg.norm(source_d)
     angle = math.acos(cosine)
     expected = (math.sin((1 - t) * angle) * base_d + math.sin(t * angle) * source_d) / math.sin(angle)
-    close(slerp([source], base, FIRST, F32, vector(*slerp_parts(t, float(cosine)))), expected)
+    parts = map(torch.tensor, slerp_parts(t, float(cosine)))
+    close(slerp([source], base, FIRST, F32, *parts), expected)
 
 
 def test_slerp_of_parallel_tensors_is_linear() -> None:
