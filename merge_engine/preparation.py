@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.checkpoint_header import CheckpointHeader, open_header
+from merge_engine.fingerprint import fingerprint
 from merge_engine.layers import LayerNames, layer_names
 from merge_engine.magnitudes import Kept, MagnitudeIndex
 from merge_engine.methods.random_field import field_key, field_N
@@ -31,6 +32,7 @@ class Preparation:
         self.seed = seed
         self._files = MappedFiles()
         self._headers: dict[str, CheckpointHeader] = {}
+        self._fingerprints: dict[str, str] = {}
         self._names: dict[Path, LayerNames] = {}
         self._tensors: dict[TensorRef, Tensor] = {}
         self._uniforms: dict[TensorRef, Tensor] = {}
@@ -56,8 +58,8 @@ class Preparation:
         return self._tensors[ref]
 
     def field_key(self, ref: TensorRef, block: int) -> tuple[int, int]:
-        """What fixes the uniforms of a tensor in a block of `FIELD_ELEMENTS`."""
-        return field_key(self.seed, ref.model, ref.name, block)
+        """What fixes the uniforms of a tensor in a block of `FIELD_ELEMENTS`, wherever the model lies."""
+        return field_key(self.seed, self._fingerprint(ref.model), ref.name, block)
 
     def uniforms(self, ref: TensorRef) -> Tensor:
         """The uniforms of a tensor of one block, fp32 of its length: not to be written to.
@@ -68,6 +70,11 @@ class Preparation:
             key_2 = torch.tensor(self.field_key(ref, 0), dtype=torch.int32)
             self._uniforms[ref] = field_N(torch.tensor(0, dtype=torch.int32), self.tensor(ref).numel(), key_2)
         return self._uniforms[ref]
+
+    def _fingerprint(self, reference: str) -> str:
+        if reference not in self._fingerprints:
+            self._fingerprints[reference] = fingerprint(self.header(reference))
+        return self._fingerprints[reference]
 
     def magnitudes(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> MagnitudeIndex:
         """The counts of source - base as formed in ``dtype``."""

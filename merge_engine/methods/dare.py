@@ -1,7 +1,7 @@
 """DARE: drop task vector elements at random, rescale the rest. Yu et al. 2023, arXiv 2311.03099, section 3.2.
 
-Which elements stay is fixed by one field of uniforms per (seed, source model, tensor): element i stays where
-u_i >= 1 - density, so that a smaller density keeps a subset of what a larger one keeps.
+Which elements stay is fixed by one field of uniforms per (seed, content of the model, tensor): element i
+stays where u_i >= 1 - density, so that a smaller density keeps a subset of what a larger one keeps.
 
 ``rescale`` divides by the density, as the paper does. mergekit 0.1.5 multiplies by the ratio of the L1 norms
 before and after dropping instead, as for TIES: equal in expectation, but not the same for a given mask.

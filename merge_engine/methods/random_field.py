@@ -17,7 +17,10 @@ FIELD_ELEMENTS = 2**30  # one key serves so many elements; longer tensors take o
 
 
 def field_key(seed: int, source: str, tensor: str, block: int) -> tuple[int, int]:
-    """Two signed 32-bit numbers from (seed, source model, tensor, block of `FIELD_ELEMENTS`)."""
+    """Two signed 32-bit numbers from (seed, source model, tensor, block of `FIELD_ELEMENTS`).
+
+    ``source``: the fingerprint of the model's content, so that a folder keeps its field wherever it lies.
+    """
     text = "\0".join((str(seed), source, tensor, str(block)))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little", signed=True), int.from_bytes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,17 @@ def test_the_seed_decides_what_is_dropped(models: list[str], method: str) -> Non
     job = recipe(method, models)
     assert same(merged(Engine(seed=1), job), merged(Engine(seed=1), job))
     assert not same(merged(Engine(seed=1), job), merged(Engine(seed=2), job))
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "dare_linear"])
+def test_what_is_dropped_depends_on_the_models_not_on_their_paths(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    whole = merged(Engine(), recipe(method, models))
+    monkeypatch.chdir(Path(models[0]).parent)
+    assert same(merged(Engine(), recipe(method, [f"./{Path(model).name}" for model in models])), whole)
+    moved = [str(shutil.copytree(model, tmp_path / f"moved-{Path(model).name}")) for model in models]
+    assert same(merged(Engine(), recipe(method, moved)), whole)
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties"])
