@@ -9,7 +9,8 @@ penalties are not used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from fitness.resident import ResidentModel
 
 # Dropping rows copies the cache once; below this share of finished rows the copy costs more than it saves.
 _DROP_SHARE = 0.25
+
+_REMEMBERED_TEXTS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,10 @@ class StopWords:
     """Knows, for each set of stop strings, after which tokens the text is worth looking at."""
 
     def __init__(self, tokenizer: Any, stop_sets: Iterable[tuple[str, ...]]) -> None:
-        self._tokenizer = tokenizer
+        # Candidates often give the same answers.
+        self._texts: Callable[[tuple[int, ...]], str] = functools.lru_cache(_REMEMBERED_TEXTS)(
+            lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True))
+        )
         self._watched: dict[tuple[str, ...], frozenset[int]] = {}
         self._ending: dict[tuple[str, ...], frozenset[int]] = {}
         pieces: list[str] | None = None
@@ -105,7 +111,7 @@ class StopWords:
         return text
 
     def _text(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return self._texts(tuple(tokens))
 
 
 def _completing_tokens(pieces: list[str], stops: tuple[str, ...]) -> frozenset[int]:

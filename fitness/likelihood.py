@@ -6,10 +6,11 @@ read the same row of logits; longer ones follow the cached prefix, where the mod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
@@ -32,9 +33,14 @@ class _Row:
 
 
 class Likelihoods:
-    """Answers `Continuation` requests, in batches fixed at the start."""
+    """Answers `Continuation` requests, in batches made once.
 
-    def __init__(self, requests: Sequence[Continuation], rows: int, *, share_prefixes: bool) -> None:
+    Args:
+        rows: sequences per batch at most.
+        model: whose padding and device the batches are prepared for.
+    """
+
+    def __init__(self, requests: Sequence[Continuation], rows: int, model: ResidentModel) -> None:
         self._requests = tuple(requests)
         groups: dict[Tokens, list[int]] = {}
         for index, request in enumerate(self._requests):
@@ -42,23 +48,21 @@ class Likelihoods:
         shared = {
             prefix: members
             for prefix, members in groups.items()
-            if share_prefixes and len({self._requests[index].target[:-1] for index in members}) > 1
+            if attends_everything(model.config)
+            and len({self._requests[index].target[:-1] for index in members}) > 1
         }
         alone = [index for index in range(len(requests)) if self._requests[index].prefix not in shared]
-        self._prefixes = [_Row(prefix, tuple(members)) for prefix, members in shared.items()]
-        self._rows = self._whole_rows(alone)
-        widest = max((len(row.members) for row in self._prefixes), default=1)
-        self._prefix_batches = tuple(
-            batches(self._prefixes, max(rows // widest, 1), lambda row: len(row.tokens))
-        )
-        self._row_batches = tuple(batches(self._rows, rows, lambda row: len(row.tokens)))
-
-    def _whole_rows(self, members: list[int]) -> list[_Row]:
-        rows: dict[Tokens, list[int]] = {}
-        for index in members:
-            request = self._requests[index]
-            rows.setdefault(request.prefix + request.target[:-1], []).append(index)
-        return [_Row(tokens, tuple(found)) for tokens, found in rows.items()]
+        prefixes = [_Row(prefix, tuple(members)) for prefix, members in shared.items()]
+        whole = self._whole_rows(alone)
+        widest = max((len(row.members) for row in prefixes), default=1)
+        self._row_batches = [
+            self._row_batch([whole[place] for place in places], model)
+            for places in batches(whole, rows, lambda row: len(row.tokens))
+        ]
+        self._prefix_batches = [
+            self._prefix_batch([prefixes[place] for place in places], model)
+            for places in batches(prefixes, max(rows // widest, 1), lambda row: len(row.tokens))
+        ]
 
     def run(self, model: ResidentModel) -> list[Likelihood]:
         """The likelihood of each request, in their order.
@@ -68,88 +72,138 @@ class Likelihoods:
         """
         found: dict[int, Likelihood] = {}
         for batch in self._row_batches:
-            found |= self._run_rows(model, [self._rows[index] for index in batch])
-        for batch in self._prefix_batches:
-            found |= self._run_prefixes(model, [self._prefixes[index] for index in batch])
+            # A row cannot see the padding after it: no mask is needed, and attention takes its fastest path.
+            logits = model.forward(batch.ids, None, cache=None, keep=batch.keep)
+            found |= batch.targets.likelihoods(logits)
+        for shared in self._prefix_batches:
+            found |= shared.targets.likelihoods(_after_prefixes(model, shared))
         return [found[index] for index in range(len(self._requests))]
 
-    def _run_rows(self, model: ResidentModel, rows: list[_Row]) -> dict[int, Likelihood]:
-        # A row cannot see the padding after it: no mask is needed, and attention takes its fastest path.
+    def _whole_rows(self, members: list[int]) -> list[_Row]:
+        rows: dict[Tokens, list[int]] = {}
+        for index in members:
+            request = self._requests[index]
+            rows.setdefault(request.prefix + request.target[:-1], []).append(index)
+        return [_Row(tokens, tuple(found)) for tokens, found in rows.items()]
+
+    def _row_batch(self, rows: list[_Row], model: ResidentModel) -> _RowBatch:
         ids, _ = right_padded([row.tokens for row in rows], model.pad_id, model.device)
-        width = ids.shape[1]
         first = min(
             len(row.tokens) - max(len(self._requests[index].target) for index in row.members) for row in rows
         )
-        logits = model.forward(ids, None, cache=None, keep=width - first)
-        gather = _Gather()
-        for place, row in enumerate(rows):
-            for index in row.members:
-                target = self._requests[index].target
-                gather.add(index, place, len(row.tokens) - len(target) - first, target)
-        return gather.likelihoods(logits)
+        spans = [
+            _Span(index, place, len(row.tokens) - len(self._requests[index].target) - first)
+            for place, row in enumerate(rows)
+            for index in row.members
+        ]
+        return _RowBatch(ids=ids, keep=ids.shape[1] - first, targets=self._targets(spans, model))
 
-    def _run_prefixes(self, model: ResidentModel, rows: list[_Row]) -> dict[int, Likelihood]:
+    def _prefix_batch(self, rows: list[_Row], model: ResidentModel) -> _PrefixBatch:
         ids, mask = left_padded([row.tokens for row in rows], model.pad_id, model.device)
-        cache = DynamicCache(config=model.config)
-        at_prefix = model.forward(ids, mask, cache=cache, keep=1)
         members = [(place, index) for place, row in enumerate(rows) for index in row.members]
         places = torch.tensor([place for place, _ in members], device=model.device)
-        targets = [self._requests[index].target for _, index in members]
-        more, more_mask = right_padded([target[:-1] for target in targets], model.pad_id, model.device)
-        cache.reorder_cache(places)
-        mask = torch.cat([mask.index_select(0, places), more_mask], dim=1)
-        after = model.forward(more, mask, cache=cache, keep=more.shape[1])
-        logits = torch.cat([at_prefix.index_select(0, places), after], dim=1)
-        gather = _Gather()
-        for row, ((_, index), target) in enumerate(zip(members, targets, strict=True)):
-            gather.add(index, row, 0, target)
-        return gather.likelihoods(logits)
+        more, more_mask = right_padded(
+            [self._requests[index].target[:-1] for _, index in members], model.pad_id, model.device
+        )
+        spans = [_Span(index, row, 0) for row, (_, index) in enumerate(members)]
+        return _PrefixBatch(
+            ids=ids,
+            mask=mask,
+            places=places,
+            more=more,
+            whole_mask=torch.cat([mask.index_select(0, places), more_mask], dim=1),
+            targets=self._targets(spans, model),
+        )
+
+    def _targets(self, spans: Sequence[_Span], model: ResidentModel) -> _Targets:
+        targets = [self._requests[span.index].target for span in spans]
+        lengths = [len(target) for target in targets]
+        rows = [span.row for span, length in zip(spans, lengths, strict=True) for _ in range(length)]
+        columns = [
+            span.column + step for span, length in zip(spans, lengths, strict=True) for step in range(length)
+        ]
+        return _Targets(
+            indices=tuple(span.index for span in spans),
+            starts=np.cumsum([0, *lengths[:-1]]),
+            rows=torch.tensor(rows, device=model.device),
+            columns=torch.tensor(columns, device=model.device),
+            tokens=torch.tensor([token for target in targets for token in target], device=model.device),
+        )
 
 
-class _Gather:
-    """Collects which logits belong to which target, to look all of them up at once."""
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The logits at ``(row, column)`` predict request ``index``'s first token, the next column its second."""
 
-    def __init__(self) -> None:
-        self._spans: list[tuple[int, int]] = []  # (request index, tokens)
-        self._rows: list[int] = []
-        self._columns: list[int] = []
-        self._tokens: list[int] = []
+    index: int
+    row: int
+    column: int
 
-    def add(self, index: int, row: int, column: int, target: Tokens) -> None:
-        """The logits at ``(row, column)`` predict the target's first token, the next column the second."""
-        self._spans.append((index, len(target)))
-        self._rows += [row] * len(target)
-        self._columns += range(column, column + len(target))
-        self._tokens += target
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Targets:
+    """Which logits belong to which target token, T of them in all: all are looked up at once.
+
+    ``indices``: the requests; ``starts``: where each one's tokens begin, shape (requests,). ``rows``,
+    ``columns`` and ``tokens``: int64, shape (T,).
+    """
+
+    indices: tuple[int, ...]
+    starts: npt.NDArray[np.int64]
+    rows: Tensor
+    columns: Tensor
+    tokens: Tensor
 
     def likelihoods(self, logits: Tensor) -> dict[int, Likelihood]:
         """``logits``: (rows, columns, vocabulary), any float dtype; log-probabilities are taken in fp32."""
         values, first_choice = self._look_up(logits)
-        found, start = {}, 0
-        for index, length in self._spans:
-            total = math.fsum(values[start : start + length])
-            if math.isnan(total):
-                raise ModelError("the model's logits are NaN")
-            found[index] = Likelihood(total, all(first_choice[start : start + length]))
-            start += length
-        return found
+        totals = np.add.reduceat(values, self.starts)
+        if np.isnan(totals).any():
+            raise ModelError("the model's logits are NaN")
+        greedy = np.logical_and.reduceat(first_choice, self.starts)
+        return dict(zip(self.indices, map(Likelihood, totals.tolist(), greedy.tolist()), strict=True))
 
-    def _look_up(self, logits: Tensor) -> tuple[list[float], list[bool]]:
-        rows, columns, tokens = (
-            torch.tensor(part, device=logits.device) for part in (self._rows, self._columns, self._tokens)
-        )
-        values: list[float] = []
-        first_choice: list[bool] = []
+    def _look_up(self, logits: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        values, first_choice = [], []
         step = max(_LOGIT_CHUNK_BYTES // (4 * logits.shape[-1]), 1)
-        for start in range(0, len(self._tokens), step):
+        for start in range(0, len(self.tokens), step):
             part = slice(start, start + step)
-            picked = logits[rows[part], columns[part]].float()
-            scores = picked.log_softmax(dim=-1).gather(1, tokens[part, None])[:, 0]
-            values += scores.tolist()
-            first_choice += (picked.argmax(dim=-1) == tokens[part]).tolist()
-        return values, first_choice
+            tokens = self.tokens[part]
+            picked = logits[self.rows[part], self.columns[part]].float()
+            values.append(picked.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0])
+            first_choice.append(picked.argmax(dim=-1) == tokens)
+        return torch.cat(values).double().cpu().numpy(), torch.cat(first_choice).cpu().numpy()
 
 
-def can_share_prefixes(model: ResidentModel) -> bool:
-    """Whether several tokens may follow a cached prefix in one forward pass of this model."""
-    return attends_everything(model.config)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RowBatch:
+    """Whole sequences, ``ids`` int64 (rows, tokens), whose logits count at the last ``keep`` places."""
+
+    ids: Tensor
+    keep: int
+    targets: _Targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PrefixBatch:
+    """Prefixes (``ids``, ``mask``), and the continuations (``more``) that follow them.
+
+    ``places``: the prefix of each continuation, int64 (continuations,). ``whole_mask``: of prefix and
+    continuation.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    places: Tensor
+    more: Tensor
+    whole_mask: Tensor
+    targets: _Targets
+
+
+def _after_prefixes(model: ResidentModel, batch: _PrefixBatch) -> Tensor:
+    """Logits that predict each continuation's tokens: (continuations, tokens, vocabulary)."""
+    cache = DynamicCache(config=model.config)
+    at_prefix = model.forward(batch.ids, batch.mask, cache=cache, keep=1)
+    cache.reorder_cache(batch.places)
+    after = model.forward(batch.more, batch.whole_mask, cache=cache, keep=batch.more.shape[1])
+    return torch.cat([at_prefix.index_select(0, batch.places), after], dim=1)

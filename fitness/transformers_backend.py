@@ -14,7 +14,7 @@ from fitness.batching import ModelFacts, auto_batch_size
 from fitness.encoding import Encoder
 from fitness.errors import ModelError, ScoringError
 from fitness.generation import Generator
-from fitness.likelihood import Likelihoods, can_share_prefixes
+from fitness.likelihood import Likelihoods
 from fitness.requests import (
     Continuation,
     Generation,
@@ -156,7 +156,7 @@ class _Runner:
         self._likelihoods = Likelihoods(
             [window for request in self._requests for window in _windows(request)],
             rows,
-            share_prefixes=can_share_prefixes(model),
+            model,
         )
 
     def run(self) -> list[Response]:
