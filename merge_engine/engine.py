@@ -87,8 +87,9 @@ class Engine:
             dtypes = MERGE_DTYPES[job.dtype], MERGE_DTYPES[job.out_dtype]
             merged_N = self._place(targets, dtypes[1])
             family = FAMILIES[job.method]
-            group = Group(tensors=[JobInputs(job=other, preparation=self._preparation) for other in jobs])
-            for call in family.calls(group):
+            inputs = [JobInputs(job=other, preparation=self._preparation) for other in jobs]
+            compiled = compiled and all(tensor.can_compile for tensor in inputs)
+            for call in family.calls(Group(tensors=inputs)):
                 self._runner.run(family.kernel, call, merged_N, sources, base_N, dtypes, compiled=compiled)
         _distribute(merged_N, targets)
 

@@ -14,7 +14,7 @@ from merge_engine.fingerprint import fingerprint
 from merge_engine.layers import LayerNames, layer_names
 from merge_engine.magnitudes import Kept, MagnitudeIndex
 from merge_engine.methods.random_field import field_key, field_N
-from merge_engine.methods.rounding import read
+from merge_engine.methods.rounding import MODERATE_PARAMETER, is_moderate, read
 from merge_engine.methods.task_vectors import task_vector
 from merge_engine.plan import TensorJob, TensorRef
 from merge_engine.sources import resolve
@@ -35,6 +35,7 @@ class Preparation:
         self._fingerprints: dict[str, str] = {}
         self._names: dict[Path, LayerNames] = {}
         self._tensors: dict[TensorRef, Tensor] = {}
+        self._moderate: dict[TensorRef, bool] = {}
         self._uniforms: dict[TensorRef, Tensor] = {}
         self._magnitudes: dict[tuple[TensorRef, TensorRef, torch.dtype], MagnitudeIndex] = {}
         self._cosines: dict[tuple[TensorRef, TensorRef, torch.dtype], float] = {}
@@ -56,6 +57,12 @@ class Preparation:
         if ref not in self._tensors:
             self._tensors[ref] = self._files.tensor(self.header(ref.model).tensors[ref.name])
         return self._tensors[ref]
+
+    def is_moderate(self, ref: TensorRef) -> bool:
+        """`merge_engine.methods.rounding.is_moderate` of the stored tensor."""
+        if ref not in self._moderate:
+            self._moderate[ref] = is_moderate(self.tensor(ref))
+        return self._moderate[ref]
 
     def field_key(self, ref: TensorRef, block: int) -> tuple[int, int]:
         """What fixes the uniforms of a tensor in a block of `FIELD_ELEMENTS`, wherever the model lies."""
@@ -111,6 +118,14 @@ class JobInputs:
     @property
     def elements(self) -> int:
         return math.prod(self.job.shape)
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether compiled kernels give the bits of eager ones: not for numbers beyond all use."""
+        refs = self.job.sources if self.job.base is None else (*self.job.sources, self.job.base)
+        levels = (*self.job.per_source, self.job.shared)
+        small = all(abs(value) <= MODERATE_PARAMETER for level in levels for value in level.values())
+        return small and all(map(self.preparation.is_moderate, refs))
 
     def kept(self, source: int, density: float) -> Kept:
         if density >= 1.0 or not self.elements:

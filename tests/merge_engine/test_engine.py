@@ -183,6 +183,38 @@ def test_compiled_kernels_give_the_bits_of_eager_ones(
     assert same(merged(Engine(compile="always"), job), merged(Engine(compile="never"), job))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not runner.has_compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
+def test_extreme_weights_give_no_nan_compiled_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    for module in (family, groups, runner):
+        monkeypatch.setattr(module, "SHORT_ELEMENTS", 200, raising=False)
+    monkeypatch.setattr(runner, "COMPILED_RUN_ELEMENTS", 20)
+    huge, tiny = 2.0**120, 2.0**-133  # what gains and weights leave in bfloat16, and the smallest there is
+    models = _extreme_models(tmp_path, [huge, -huge, 2.0**111, 2.0**-126, tiny, -tiny, 0.0, 1.0])
+    job = recipe(method, models, normalize=True)
+    eager, compiled = (merged(Engine(compile=policy), job) for policy in ("never", "always"))
+    for name, tensor in eager.items():
+        assert bool(tensor.isfinite().all())
+        assert bool(((tensor == compiled[name]) | ((tensor - compiled[name]).abs() <= 2 * tiny)).all())
+
+
+def _extreme_models(folder: Path, values: list[float]) -> list[str]:
+    """A base and three models that hold these values, in different places, in some of their tensors."""
+    settings = toy.config()
+    references = []
+    for seed, name in enumerate(("base", "a", "b", "c")):
+        tensors = toy.random_tensors(settings, seed)
+        chosen = torch.tensor(values, dtype=torch.bfloat16).roll(seed)
+        for key in [key for key in tensors if "mlp" in key]:
+            tensors[key].view(-1)[: len(values)] = chosen
+        references.append(str(toy.save(folder / name, settings, tensors)))
+    return references
+
+
 def test_compiling_pays_only_for_large_models_where_there_is_a_compiler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
