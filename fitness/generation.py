@@ -10,8 +10,8 @@ penalties are not used.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -82,6 +82,7 @@ class StopWords:
         )
         self._watched: dict[tuple[str, ...], frozenset[int]] = {}
         self._ending: dict[tuple[str, ...], frozenset[int]] = {}
+        self._noted: dict[tuple[str, ...], frozenset[int]] = {}
         pieces: list[str] | None = None
         for stops in stop_sets:
             if stops in self._watched:
@@ -93,6 +94,11 @@ class StopWords:
                 for token, text in tokenizer.added_tokens_decoder.items()
                 if str(text) in (*stops, tokenizer.eos_token)
             )
+            self._noted[stops] = self._watched[stops] | self._ending[stops]
+
+    def noted(self, stops: tuple[str, ...]) -> frozenset[int]:
+        """The tokens after which `reached` can be true."""
+        return self._noted[stops]
 
     def reached(self, tokens: list[int], stops: tuple[str, ...]) -> bool:
         """Whether the text of ``tokens`` holds a stop string now; it held none before the last token."""
@@ -136,16 +142,16 @@ def _decode(model: ResidentModel, batch: _Batch, stopping: StopWords) -> list[li
         raise ModelError("the model's logits are NaN")
     mask = torch.cat([batch.mask, batch.mask.new_ones(len(requests), longest)], dim=1)
     width = batch.ids.shape[1]
-    answers: list[list[int]] = [[] for _ in requests]
-    rows = list(range(len(requests)))  # the request of each row of the batch
-    alive = [True] * len(requests)
+    answers = [_Answer(request, stopping.noted(request.stops)) for request in requests]
+    rows = answers  # the answer that each row of the batch is at
     while True:
         chosen = logits.argmax(dim=-1)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            alive[row] = alive[row] and _goes_on(token, answers[row], requests[row], model, stopping)
-        kept = [place for place, row in enumerate(rows) if alive[row]]
+        for answer, token in zip(rows, chosen.tolist(), strict=True):
+            if not answer.finished:
+                answer.take(token, model.end_ids, stopping)
+        kept = [place for place, answer in enumerate(rows) if not answer.finished]
         if not kept:
-            return answers
+            return [answer.tokens for answer in answers]
         if len(kept) <= len(rows) * (1 - _DROP_SHARE):
             rows = [rows[place] for place in kept]
             chosen, mask = _select(kept, chosen, mask, cache)
@@ -153,14 +159,25 @@ def _decode(model: ResidentModel, batch: _Batch, stopping: StopWords) -> list[li
         logits = model.forward(chosen[:, None], mask[:, :width], cache=cache, keep=1)[:, -1]
 
 
-def _goes_on(
-    token: int, answer: list[int], request: Generation, model: ResidentModel, stopping: StopWords
-) -> bool:
-    """Takes a row's next token into its answer; whether the row needs another one."""
-    if token in model.end_ids:
-        return False
-    answer.append(token)
-    return len(answer) < request.max_new_tokens and not stopping.reached(answer, request.stops)
+@dataclass(slots=True)
+class _Answer:
+    """One request's answer so far; ``noted``: the tokens after which it may have reached a stop string."""
+
+    request: Generation
+    noted: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    finished: bool = False
+
+    def take(self, token: int, end_ids: Container[int], stopping: StopWords) -> None:
+        """Add the next token, unless it ends the answer."""
+        if token in end_ids:
+            self.finished = True
+            return
+        self.tokens.append(token)
+        if len(self.tokens) >= self.request.max_new_tokens or (
+            token in self.noted and stopping.reached(self.tokens, self.request.stops)
+        ):
+            self.finished = True
 
 
 def _select(places: list[int], chosen: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
