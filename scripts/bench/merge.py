@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import multiprocessing
 import shutil
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
+from bench.memory import OwnMemoryPeak
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,12 +22,15 @@ from merge_engine.spec.recipe import Recipe, parse_recipe
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties")
 _HIDDEN, _INTERMEDIATE, _HEADS, _KV_HEADS, _HEAD, _VOCABULARY = 896, 4864, 14, 2, 64, 151_936
-_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One method: the candidates after the first, against the time in which `copy_` moves the same bytes."""
+    """One method: the candidates after the first, against the time in which `copy_` moves the same bytes.
+
+    ``extra_mib``: the peak of memory above the resident model and the mapped files; most of it preparation
+    (of the first candidate), the compiler's included.
+    """
 
     method: str
     first_s: float
@@ -111,26 +117,32 @@ def _parameters(method: str, value: float) -> dict[str, float]:
     return {"weight": value, "density": value + 0.2} if method in ("ties", "dare_ties") else {"weight": value}
 
 
-def measure(method: str, models: list[Path], resident: dict[str, Tensor], repetitions: int) -> Timing:
+def measure(method: str, models: list[Path], layers: int, repetitions: int, threads: int) -> Timing:
+    """`measure_here` in a new process, whose memory no other method has touched."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure_here, method, models, layers, repetitions, threads).result()
+
+
+def measure_here(method: str, models: list[Path], layers: int, repetitions: int, threads: int) -> Timing:
     """Time a fresh engine's first candidate and the next ones; copies are timed in between."""
+    torch.set_num_threads(threads)
+    resident = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes(layers).items()}
     scratch = torch.zeros(max(tensor.numel() for tensor in resident.values()), dtype=torch.bfloat16)
-    process = psutil.Process()
-    before = _own_bytes(process)
-    engine = Engine()
-    first_s = _timed(lambda: _merge(engine, recipe(method, models, 0), resident))
     used = len(models) - (method == "linear")
-    candidates, copies, peak = [], [], 0
-    for repetition in range(1, repetitions + 1):
-        job = recipe(method, models, repetition)
-        candidates.append(_timed(lambda job=job: _merge(engine, job, resident)))
-        copies.append(copy_seconds(resident, scratch, used))
-        peak = max(peak, _own_bytes(process))
+    candidates, copies = [], []
+    with OwnMemoryPeak() as memory:
+        engine = Engine()
+        first_s = _timed(lambda: _merge(engine, recipe(method, models, 0), resident))
+        for repetition in range(1, repetitions + 1):
+            job = recipe(method, models, repetition)
+            candidates.append(_timed(lambda job=job: _merge(engine, job, resident)))
+            copies.append(copy_seconds(resident, scratch, used))
     return Timing(
         method=method,
         first_s=first_s,
         candidate_s=statistics.median(candidates),
         copy_s=statistics.median(copies),
-        extra_mib=(peak - before) / _MIB,
+        extra_mib=memory.above_mib,
     )
 
 
@@ -143,6 +155,11 @@ def copy_seconds(resident: dict[str, Tensor], scratch: Tensor, inputs: int) -> f
     """
     once = _timed(lambda: [scratch[: tensor.numel()].copy_(tensor.view(-1)) for tensor in resident.values()])
     return once * (inputs + 1) / 2
+
+
+def parameters(layers: int) -> int:
+    """How many parameters the model has."""
+    return sum(map(math.prod, shapes(layers).values()))
 
 
 def table(timings: list[Timing], parameters: int, threads: int) -> str:
@@ -162,12 +179,6 @@ def table(timings: list[Timing], parameters: int, threads: int) -> str:
 def _merge(engine: Engine, job: Recipe, resident: dict[str, Tensor]) -> None:
     for _ in engine.stream(job, resident):
         pass
-
-
-def _own_bytes(process: psutil.Process) -> int:
-    """Resident memory that is not pages of mapped files."""
-    memory = process.memory_info()
-    return int(memory.rss - memory.shared)
 
 
 def _timed(work: object) -> float:
