@@ -67,8 +67,12 @@ def _calls(group: Group) -> Iterator[Call]:
         yield Call(start=0, stop=group.elements, arguments=(weights_M, thresholds, *rest))
         return
     whole = [entry for (entry,) in kept]
+    steps = [_steps([entry], group.dtype) for entry in whole]
     for start, stop in _runs(whole, group.elements):
-        thresholds = tuple(_threshold_from(start, entry, group.dtype) for entry in whole)
+        thresholds = tuple(
+            (threshold if start < entry.ties_end else above)[0]
+            for entry, (threshold, above) in zip(whole, steps, strict=True)
+        )
         yield Call(start=start, stop=stop, arguments=(weights_M, thresholds, *rest))
 
 
@@ -94,12 +98,6 @@ def _gain(whole: float, kept: float, dtype: torch.dtype) -> float:
 def _runs(kept: Sequence[Kept], elements: int) -> Iterator[tuple[int, int]]:
     """Cut a long tensor where a model's ties end, so that scalars say what is kept."""
     yield from itertools.pairwise(sorted({0, elements, *(min(entry.ties_end, elements) for entry in kept)}))
-
-
-def _threshold_from(start: int, kept: Kept, dtype: torch.dtype) -> Tensor:
-    """What magnitudes from element ``start`` to the end of its run must reach."""
-    threshold, above = _steps([kept], dtype)
-    return (threshold if start < kept.ties_end else above)[0]
 
 
 def _threshold_of_each(group: Group, kept: Sequence[Kept]) -> Tensor:
