@@ -124,6 +124,8 @@ def test_weights_that_make_no_numbers_fail_while_scoring(
     prepared: tuple[MergeEvaluator, Facts], models: Path
 ) -> None:
     evaluator, _ = prepared
-    outcome = evaluator.evaluate(linear(models, 1e38, 1e38), "search").outcome
+    (entry, *_) = linear(models, 1.0, 1.0)["models"]
+    enormous = {"merge_method": "passthrough", "models": [{**entry, "parameters": {"scale": 1e38}}]}
+    outcome = evaluator.evaluate(enormous, "search").outcome
     assert isinstance(outcome, Failed)
     assert outcome.stage == "score"

@@ -6,7 +6,7 @@ import math
 import random
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,15 @@ def test_an_interrupted_search_ends_at_once_and_resumes_to_the_same_end(
     assert content(path) == content(tmp_path / "straight")
 
 
+@pytest.fixture
+def in_the_foreground() -> Iterator[None]:
+    """Ctrl-C means something: a shell has what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 def test_a_second_ctrl_c_does_not_wait(path: Path) -> None:
     class Twice(Observer):
         def on_candidate(self, record: CandidateRecord) -> None:
