@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .courses import BASE, EXPERTS, Course
 from .suites import write_suites, write_text
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-    from .training import Course
-
-SEARCH_ITEMS, HELDOUT_ITEMS = 200, 600
+SEARCH_ITEMS, HELDOUT_ITEMS = 600, 800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,13 @@ class Settings:
     steps_share: float = 1.0
 
 
-def build(out: Path, settings: Settings, say: Callable[[str], None] = print) -> bool:
-    """Fills `out`; returns whether anything had to be trained."""
+def build(
+    out: Path, settings: Settings, *, jobs: int = len(EXPERTS), say: Callable[[str], None] = print
+) -> bool:
+    """Fills `out`, training up to `jobs` experts at once; returns whether anything had to be trained.
+
+    The weights do not depend on `jobs`. With several, `say` runs in other processes: it must be picklable.
+    """
     write_suites(out / "tasks", search_items=SEARCH_ITEMS, heldout_items=HELDOUT_ITEMS, seed=settings.seed)
     manifest = out / "manifest.json"
     content = json.dumps({"settings": asdict(settings), "source": _source_hash()}, indent=1)
@@ -42,47 +49,44 @@ def build(out: Path, settings: Settings, say: Callable[[str], None] = print) -> 
         say(f"{out}: the demo models are there already")
         return False
     manifest.unlink(missing_ok=True)
-    _train_all(out, settings, say)
+    started = time.monotonic()
+    _train_all(partial(_train_one, out, settings, say), jobs)
+    say(f"{out}: four models trained in {time.monotonic() - started:.0f} s")
     write_text(manifest, content)
     return True
 
 
-def _train_all(out: Path, settings: Settings, say: Callable[[str], None]) -> None:
+def _train_all(train_one: Callable[[Course], None], jobs: int) -> None:
+    """The base first, since every expert goes on from it; then the experts side by side."""
+    train_one(BASE)
+    if jobs == 1:
+        for expert in EXPERTS:
+            train_one(expert)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(train_one, expert) for expert in EXPERTS]:
+            done.result()
+
+
+def _train_one(out: Path, settings: Settings, say: Callable[[str], None], course: Course) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
+    from transformers import LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     from .training import encode_lessons, new_model, train
 
-    started = time.monotonic()
     disable_progress_bar()
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
+    if course == BASE:
+        model = new_model(settings.seed)
+    else:  # from what is handed around, so that expert minus base is all that was taught
+        model = LlamaForCausalLM.from_pretrained(out / BASE.name, dtype=torch.float32)
+    course = replace(course, steps=max(2, round(course.steps * settings.steps_share)))
     lessons = encode_lessons(settings.items_per_task, settings.seed)
-    base = new_model(settings.seed)
-    for i, course in enumerate(_courses(settings.steps_share)):
-        model = base if course.name == "base" else copy.deepcopy(base)
-        train(model, course, lessons, seed=settings.seed + i, batch_size=settings.batch_size, say=say)
-        _save(model, out / course.name)
-    say(f"{out}: four models trained in {time.monotonic() - started:.0f} s")
-
-
-def _courses(steps_share: float) -> list[Course]:
-    """The base learns a bit of everything; each expert goes on with one task and forgets the others.
-
-    The experts part from the base by unlike lengths, so the uniform merge is not the best one.
-    """
-    from .training import Course
-
-    def course(name: str, mix: tuple[float, float, float], steps: int, peak_lr: float) -> Course:
-        return Course(name=name, mix=mix, steps=max(2, round(steps * steps_share)), peak_lr=peak_lr)
-
-    return [
-        course("base", (0.50, 0.13, 0.37), 150, 2e-3),
-        course("arithmetic", (1.0, 0.0, 0.0), 150, 7e-4),
-        course("text", (0.0, 1.0, 0.0), 100, 7e-4),
-        course("choice", (0.0, 0.0, 1.0), 120, 7e-4),
-    ]
+    train(model, course, lessons, seed=settings.seed, batch_size=settings.batch_size, say=say)
+    _save(model, out / course.name)
 
 
 def _save(model: LlamaForCausalLM, folder: Path) -> None:

@@ -13,6 +13,8 @@ import yaml
 from .tasks import TASKS, Item, Share, Task, draw_items
 from .vocabulary import EOS
 
+HELDOUT_DRAW = 2  # counted up whenever the courses change, so that nothing was chosen by these items
+
 
 def write_suites(folder: Path, *, search_items: int, heldout_items: int, seed: int) -> None:
     """Task files and their items below `folder`; files that are right already are not touched.
@@ -24,7 +26,7 @@ def write_suites(folder: Path, *, search_items: int, heldout_items: int, seed: i
     for task in TASKS:
         for share, count in _shares(search_items, heldout_items):
             name = task.name if share == "search" else f"{task.name}_{share}"
-            items = draw_items(task, share, count, seed)
+            items = draw_items(task, share, count, seed + (share == "heldout") * HELDOUT_DRAW)
             data = folder / f"{name}.jsonl"
             write_text(data, "".join(json.dumps(_row(item)) + "\n" for item in items))
             declaration = yaml.safe_dump(_declaration(task, name, data), sort_keys=False)
@@ -65,6 +67,6 @@ def _declaration(task: Task, name: str, data: Path) -> dict[str, Any]:
         common |= {"doc_to_choice": "{{choices}}", "doc_to_target": "{{choices.index(answer)}}"}
     else:
         metric = "exact_match"
-        generation = {"until": [EOS], "do_sample": False, "max_gen_toks": 8}
+        generation = {"until": [EOS], "do_sample": False, "max_gen_toks": 10}
         common |= {"doc_to_target": "{{answer}}", "generation_kwargs": generation}
     return common | {"metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]}

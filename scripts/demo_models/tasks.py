@@ -40,12 +40,12 @@ class Task:
 
 
 def _add(rng: random.Random) -> Item:
-    a, b = rng.randrange(991), rng.randrange(1, 10)
-    return Item(prompt=" ".join(f"{a:03d}+{b}="), answer=" ".join(f"{a + b:03d}"), key=f"{a} {b}")
+    a, b = rng.randrange(9_991), rng.randrange(1, 10)
+    return Item(prompt=" ".join(f"{a:04d}+{b}="), answer=" ".join(f"{a + b:04d}"), key=f"{a} {b}")
 
 
 def _sort(rng: random.Random) -> Item:
-    letters = rng.sample(LETTERS, 6)
+    letters = rng.sample(LETTERS, 8)
     answer = " ".join(sorted(letters))
     return Item(prompt=f"sort {' '.join(letters)} =", answer=answer, key=answer)
 

@@ -32,10 +32,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     folder = tmp_path_factory.mktemp("demo")
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    assert build(folder, SHORT, say=lambda line: None)
+    assert build(folder, SHORT, jobs=1, say=silent)
     yield folder
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
+
+
+def silent(line: str) -> None:
+    """Takes what the training reports."""
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -43,18 +47,23 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_settings_give_the_same_weights(demo: Path, tmp_path: Path) -> None:
-    build(tmp_path, SHORT, say=lambda line: None)
+    build(tmp_path, SHORT, jobs=1, say=silent)
+    assert weights(tmp_path) == weights(demo)
+
+
+def test_experts_trained_side_by_side_are_the_same(demo: Path, tmp_path: Path) -> None:
+    build(tmp_path, SHORT, jobs=2)
     assert weights(tmp_path) == weights(demo)
 
 
 def test_another_seed_gives_other_weights(demo: Path, tmp_path: Path) -> None:
-    build(tmp_path, replace(SHORT, seed=1), say=lambda line: None)
+    build(tmp_path, replace(SHORT, seed=1), jobs=1, say=silent)
     assert all(weights(tmp_path)[name] != weights(demo)[name] for name in MODELS)
 
 
 def test_a_complete_folder_is_left_as_it_is(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
-    assert not build(demo, SHORT, say=lambda line: None)
+    assert not build(demo, SHORT, jobs=1, say=silent)
     assert before == {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
 
 
@@ -62,7 +71,7 @@ def test_a_folder_without_its_manifest_is_built_again(demo: Path) -> None:
     before = weights(demo)
     (demo / "manifest.json").unlink()
     (demo / "text" / "model.safetensors").write_bytes(b"half")
-    assert build(demo, SHORT, say=lambda line: None)
+    assert build(demo, SHORT, jobs=1, say=silent)
     assert weights(demo) == before
 
 
@@ -81,7 +90,7 @@ def test_models_and_tokenizers_load_as_any_other(demo: Path) -> None:
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_no_item_is_in_two_shares(task: Task) -> None:
-    counts: dict[Share, int] = {"training": 20_000, "search": 200, "heldout": 600}
+    counts: dict[Share, int] = {"training": 20_000, "search": 600, "heldout": 800}
     keys = {
         share: {item.key for item in draw_items(task, share, count, seed=0, repeats=share == "training")}
         for share, count in counts.items()
@@ -94,7 +103,7 @@ def test_written_items_are_distinct_and_have_one_right_answer(demo: Path) -> Non
     for task in TASKS:
         files = [demo / "tasks" / f"{task.name}{ending}.jsonl" for ending in ("", "_heldout")]
         rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        assert len({row["prompt"] for row in rows}) == len(rows) == 800
+        assert len({row["prompt"] for row in rows}) == len(rows) == 1400
         assert all(row["choices"].count(row["answer"]) == bool(row["choices"]) for row in rows)
 
 
