@@ -20,6 +20,7 @@ from evolve.journal import read_journal
 
 HERE = Path(__file__).parent
 BATCH_SIZE = 64
+ITEMS_PER_TASK = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ def _search(demo: Path) -> dict[str, object]:
             {"name": "demo_text", "metric": "exact_match,none"},
             {"name": "demo_choice", "metric": "acc,none"},
         ],
+        "limit": ITEMS_PER_TASK,
         "apply_chat_template": False,
         "fewshot_as_multiturn": False,
     }
