@@ -138,12 +138,15 @@ def _read_lines(path: Path) -> tuple[JournalView, int]:
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Millions of values come in, none of them garbage: looking for some would triple the time."""
+    """Millions of values come in, none of them garbage: looking for some would triple the time. Nor is it
+    worth looking at them ever again, as every full collection would do.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if was_enabled:
             gc.enable()
 

@@ -60,7 +60,7 @@ def main() -> None:
 
     mend()
     hook = {"worker_process_setup_hook": "mended_incumbent.mend"}
-    ray.init(num_cpus=workers, num_gpus=workers, include_dashboard=False, runtime_env=hook)
+    ray.init(address="local", num_cpus=workers, num_gpus=workers, include_dashboard=False, runtime_env=hook)
     from mergekit.evo.strategy import ActorPoolEvaluationStrategy
     from mergekit.scripts.evolve import main as incumbent
 
