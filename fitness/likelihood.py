@@ -45,11 +45,11 @@ class Likelihoods:
         groups: dict[Tokens, list[int]] = {}
         for index, request in enumerate(self._requests):
             groups.setdefault(request.prefix, []).append(index)
+        may_share = attends_everything(model.config)
         shared = {
             prefix: members
             for prefix, members in groups.items()
-            if attends_everything(model.config)
-            and len({self._requests[index].target[:-1] for index in members}) > 1
+            if may_share and len({self._requests[index].target[:-1] for index in members}) > 1
         }
         alone = [index for index in range(len(requests)) if self._requests[index].prefix not in shared]
         prefixes = [_Row(prefix, tuple(members)) for prefix, members in shared.items()]
