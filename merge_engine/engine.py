@@ -43,16 +43,16 @@ class Engine:
 
     def plan(self, recipe: Recipe) -> Plan:
         """What `stream` will do. Raises `PlanError`."""
-        return make_plan(recipe, self._preparation.header, self._preparation.layer_names)
+        return make_plan(recipe, self._preparation.sources.header, self._preparation.sources.layer_names)
 
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a source model, opened once. Raises `CheckpointError`."""
-        return self._preparation.header(reference)
+        return self._preparation.sources.header(reference)
 
     def result_dtype(self, job: TensorJob) -> torch.dtype:
         """The dtype of a merged tensor as it is streamed when no resident tensor takes it."""
         if job.out_dtype is None:
-            return self._preparation.tensor(job.base or job.sources[0]).dtype
+            return self._preparation.sources.tensor(job.base or job.sources[0]).dtype
         return MERGE_DTYPES[job.out_dtype]
 
     def stream(
@@ -95,7 +95,7 @@ class Engine:
 
     def _joined(self, refs: Sequence[TensorRef | None]) -> Tensor:
         """The stored tensors end to end: a single one as it is."""
-        tensors = [self._preparation.tensor(ref) for ref in refs if ref is not None]
+        tensors = [self._preparation.sources.tensor(ref) for ref in refs if ref is not None]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
     def _place(self, targets: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -1,24 +1,20 @@
-"""What every candidate needs again: open models, mapped tensors, magnitude counts, angles; made once."""
+"""What every candidate needs again of the sources: magnitude counts, uniforms, angles; found once."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from merge_engine.checkpoint_header import CheckpointHeader, open_header
-from merge_engine.fingerprint import fingerprint
-from merge_engine.layers import LayerNames, layer_names
 from merge_engine.magnitudes import Kept, MagnitudeIndex
 from merge_engine.methods.random_field import field_key, field_N
 from merge_engine.methods.rounding import MODERATE_PARAMETER, is_moderate, read
 from merge_engine.methods.task_vectors import task_vector
 from merge_engine.plan import TensorJob, TensorRef
-from merge_engine.sources import resolve
-from merge_engine.tensor_files import MERGE_DTYPES, MappedFiles
+from merge_engine.source_tensors import SourceTensors
+from merge_engine.tensor_files import MERGE_DTYPES
 
 _SUM_ELEMENTS = (
     2**15
@@ -26,47 +22,25 @@ _SUM_ELEMENTS = (
 
 
 class Preparation:
-    """Everything that is known about the source models of one worker."""
+    """Everything that was learnt about the source models of one worker."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._files = MappedFiles()
-        self._headers: dict[str, CheckpointHeader] = {}
-        self._fingerprints: dict[str, str] = {}
-        self._names: dict[Path, LayerNames] = {}
-        self._tensors: dict[TensorRef, Tensor] = {}
+        self.sources = SourceTensors()
         self._moderate: dict[TensorRef, bool] = {}
         self._uniforms: dict[TensorRef, Tensor] = {}
         self._magnitudes: dict[tuple[TensorRef, TensorRef, torch.dtype], MagnitudeIndex] = {}
         self._cosines: dict[tuple[TensorRef, TensorRef, torch.dtype], float] = {}
 
-    def header(self, reference: str) -> CheckpointHeader:
-        """The header of a model by its reference. Raises `CheckpointError`."""
-        if reference not in self._headers:
-            self._headers[reference] = open_header(resolve(reference))
-        return self._headers[reference]
-
-    def layer_names(self, header: CheckpointHeader) -> LayerNames:
-        """`merge_engine.layers.layer_names`, found once. Raises `CheckpointError`."""
-        if header.folder not in self._names:
-            self._names[header.folder] = layer_names(header)
-        return self._names[header.folder]
-
-    def tensor(self, ref: TensorRef) -> Tensor:
-        """The stored tensor, flat, as a view of its file: not to be written to."""
-        if ref not in self._tensors:
-            self._tensors[ref] = self._files.tensor(self.header(ref.model).tensors[ref.name])
-        return self._tensors[ref]
-
     def is_moderate(self, ref: TensorRef) -> bool:
         """`merge_engine.methods.rounding.is_moderate` of the stored tensor."""
         if ref not in self._moderate:
-            self._moderate[ref] = is_moderate(self.tensor(ref))
+            self._moderate[ref] = is_moderate(self.sources.tensor(ref))
         return self._moderate[ref]
 
     def field_key(self, ref: TensorRef, block: int) -> tuple[int, int]:
         """What fixes the uniforms of a tensor in a block of `FIELD_ELEMENTS`, wherever the model lies."""
-        return field_key(self.seed, self._fingerprint(ref.model), ref.name, block)
+        return field_key(self.seed, self.sources.fingerprint(ref.model), ref.name, block)
 
     def uniforms(self, ref: TensorRef) -> Tensor:
         """The uniforms of a tensor of one block, fp32 of its length: not to be written to.
@@ -75,19 +49,16 @@ class Preparation:
         """
         if ref not in self._uniforms:
             key_2 = torch.tensor(self.field_key(ref, 0), dtype=torch.int32)
-            self._uniforms[ref] = field_N(torch.tensor(0, dtype=torch.int32), self.tensor(ref).numel(), key_2)
+            self._uniforms[ref] = field_N(
+                torch.tensor(0, dtype=torch.int32), self.sources.tensor(ref).numel(), key_2
+            )
         return self._uniforms[ref]
-
-    def _fingerprint(self, reference: str) -> str:
-        if reference not in self._fingerprints:
-            self._fingerprints[reference] = fingerprint(self.header(reference))
-        return self._fingerprints[reference]
 
     def magnitudes(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> MagnitudeIndex:
         """The counts of source - base as formed in ``dtype``."""
         key = (source, base, dtype)
         if key not in self._magnitudes:
-            source_N, base_N = self.tensor(source), self.tensor(base)
+            source_N, base_N = self.sources.tensor(source), self.sources.tensor(base)
 
             def delta(start: int, stop: int) -> Tensor:
                 return task_vector(source_N[start:stop], base_N[start:stop], dtype)
@@ -99,7 +70,7 @@ class Preparation:
         """Cosine of the angle between two tensors, as read in ``dtype``."""
         key = (source, base, dtype)
         if key not in self._cosines:
-            self._cosines[key] = _cosine(self.tensor(source), self.tensor(base), dtype)
+            self._cosines[key] = _cosine(self.sources.tensor(source), self.sources.tensor(base), dtype)
         return self._cosines[key]
 
 

@@ -31,7 +31,7 @@ class Parameter:
 
     name: str
     help: str
-    kind: Literal["real", "bool"] = "real"
+    kind: Literal["real", "integer", "bool"] = "real"
     scope: Literal["model", "global"] = "model"
     default: Scalar | None = None
     low: float | None = None

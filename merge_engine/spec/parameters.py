@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from merge_engine.errors import Problem
 from merge_engine.spec.methods import Method, Parameter
-from merge_engine.spec.reading import Fields, Reader, Refused, did_you_mean, flag, real, shown, text
+from merge_engine.spec.reading import Fields, Reader, Refused, did_you_mean, flag, integer, real, shown, text
 from merge_engine.spec.values import Filtered, Gradient, Scalar, Value
 
 
@@ -56,6 +56,9 @@ def _filtered_data(entry: Filtered) -> dict[str, object]:
 
 def scalar_reader(parameter: Parameter) -> Reader[Scalar]:
     """The reader of one scalar of ``parameter``; a bool takes 0 and 1 too, as older configs have it."""
+    if parameter.kind == "integer":
+        most = None if parameter.high is None else int(parameter.high)
+        return integer(low=int(parameter.low or 0), high=most)
     if parameter.kind == "real":
         low = -math.inf if parameter.low is None else parameter.low
         high = math.inf if parameter.high is None else parameter.high

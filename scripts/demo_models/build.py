@@ -21,7 +21,7 @@ from .suites import write_suites, write_text
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-SEARCH_ITEMS, HELDOUT_ITEMS = 600, 800
+HELDOUT_ITEMS = 800  # of each task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ def build(
 
     The weights do not depend on `jobs`. With several, `say` runs in other processes: it must be picklable.
     """
-    write_suites(out / "tasks", search_items=SEARCH_ITEMS, heldout_items=HELDOUT_ITEMS, seed=settings.seed)
+    write_suites(out / "tasks", heldout_items=HELDOUT_ITEMS, seed=settings.seed)
     manifest = out / "manifest.json"
     content = json.dumps({"settings": asdict(settings), "source": _source_hash()}, indent=1)
     if manifest.is_file() and manifest.read_text(encoding="utf-8") == content:

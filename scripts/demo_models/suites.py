@@ -16,7 +16,7 @@ from .vocabulary import EOS
 HELDOUT_DRAW = 2  # counted up whenever the courses change, so that nothing was chosen by these items
 
 
-def write_suites(folder: Path, *, search_items: int, heldout_items: int, seed: int) -> None:
+def write_suites(folder: Path, *, heldout_items: int, seed: int) -> None:
     """Task files and their items below `folder`; files that are right already are not touched.
 
     lm-eval looks for data files from the current directory, so the task files name them by absolute path.
@@ -24,7 +24,7 @@ def write_suites(folder: Path, *, search_items: int, heldout_items: int, seed: i
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
-        for share, count in _shares(search_items, heldout_items):
+        for share, count in _shares(task.search_items, heldout_items):
             name = task.name if share == "search" else f"{task.name}_{share}"
             items = draw_items(task, share, count, seed + (share == "heldout") * HELDOUT_DRAW)
             data = folder / f"{name}.jsonl"

@@ -32,11 +32,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One skill; `choice` tasks are scored by likelihood of the choices, the others by generating."""
+    """One skill; `choice` tasks are scored by likelihood of the choices, the others by generating.
+
+    A choice item costs a short forward pass and the longest judging of lm-eval: few of them are searched on.
+    """
 
     name: str
     draw: Callable[[random.Random], Item]
     output_type: Literal["generate_until", "multiple_choice"]
+    search_items: int
 
 
 def _add(rng: random.Random) -> Item:
@@ -60,9 +64,9 @@ def _odd(rng: random.Random) -> Item:
 
 
 TASKS = (
-    Task(name="demo_arithmetic", draw=_add, output_type="generate_until"),
-    Task(name="demo_text", draw=_sort, output_type="generate_until"),
-    Task(name="demo_choice", draw=_odd, output_type="multiple_choice"),
+    Task(name="demo_arithmetic", draw=_add, output_type="generate_until", search_items=1_000),
+    Task(name="demo_text", draw=_sort, output_type="generate_until", search_items=1_000),
+    Task(name="demo_choice", draw=_odd, output_type="multiple_choice", search_items=200),
 )
 
 
