@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from genome.search_file import GenomeSpec
-from genome.searched import chooses_pairs, is_pair_method, searched_parameters
+from genome.searched import chooses_pairs, is_blend, is_pair_method, searched_parameters
 from merge_engine.errors import Problem
 from merge_engine.spec import DTYPES, METHODS, Method, Parameter
 from merge_engine.spec.parameters import scalar_reader
@@ -125,15 +125,16 @@ class _GenomeReader:
 
     def _check_models(self, genome: GenomeSpec, method: Method) -> None:
         fields, name = self._fields, method.name
-        least, most = (2, None) if is_pair_method(method) else (method.min_models, method.max_models)
+        least, most = method.min_models, method.max_models
         if not method.needs_base and most is None:
             least = 2  # one model has nothing to be merged with
-        if method.needs_base and not is_pair_method(method):
-            if genome.base_model is None:
-                fields.refuse("base_model", "missing", f"{name} merges differences from a base model")
-            elif genome.base_model in genome.models:
-                what = f"the base model stands in the list too: {name} gives it no weight"
-                fields.refuse(f"models[{genome.models.index(genome.base_model)}]", what, "list it once")
+        if is_pair_method(method):
+            least, most = 2, None if is_blend(method) else 2
+        elif method.needs_base and genome.base_model is None:
+            fields.refuse("base_model", "missing", f"{name} merges differences from a base model")
+        elif method.takes_base and genome.base_model in genome.models:
+            what = f"the base model stands in the list too: {name} gives it no weight"
+            fields.refuse(f"models[{genome.models.index(genome.base_model)}]", what, "list it once")
         if len(genome.models) < least or (most is not None and len(genome.models) > most):
             allowed = f"exactly {least}" if least == most else f"at least {least}"
             fields.refuse("models", f"{name} needs {allowed} model(s), found {len(genome.models)}")

@@ -11,16 +11,22 @@ from merge_engine.spec import Method, Parameter
 _PREFERENCE = Parameter(
     name="preference", help="rank of a model among those to blend", search_low=-4.0, search_high=4.0
 )
+_BLENDS = ("slerp",)
 
 
 def is_pair_method(method: Method) -> bool:
-    """Whether the method blends a base with exactly one other model: each merge takes a pair of models."""
+    """Whether the method merges a base with exactly one other model: each merge takes a pair of models."""
     return method.needs_base and method.max_models == 1
 
 
+def is_blend(method: Method) -> bool:
+    """Whether `t` leads from one model to the other: of more than two, a search can choose the pair."""
+    return method.name in _BLENDS
+
+
 def chooses_pairs(method: Method, models: Sequence[str]) -> bool:
-    """Whether there are more models than a pair method blends at a time."""
-    return is_pair_method(method) and len(models) > 2
+    """Whether there are more models than a method that blends two takes at a time."""
+    return is_blend(method) and len(models) > 2
 
 
 def searched_parameters(method: Method, models: Sequence[str]) -> tuple[Parameter, ...]:

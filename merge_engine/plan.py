@@ -242,7 +242,7 @@ class _Planner:
         pattern = infos[piece.pattern]
         if pattern is None or not self._fits(name, names, infos, piece.pattern):
             return
-        base = piece.base_model if self._method.needs_base else None
+        base = piece.base_model if self._method.takes_base else None
         merged = [source for source in piece.sources if source.model != base]
         stored = DTYPE_NAMES.get(pattern.dtype)
         dtype = None if stored is None else self._recipe.dtype or stored

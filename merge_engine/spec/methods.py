@@ -45,17 +45,27 @@ class Parameter:
 class Method:
     """One merge method.
 
-    ``needs_base``: a base model is required. It is then not counted in ``min_models`` and ``max_models``
-    (None: no limit), and parameters of its own have no effect.
+    ``base``: "required" and "optional": with a base model, the differences from it are merged; it is then not
+    counted in ``min_models`` and ``max_models`` (None: no limit), and parameters of its own have no effect.
+    "none": a base model is a model like the others.
     """
 
     name: str
     help: str
     paper: str | None
-    needs_base: bool
+    base: Literal["required", "optional", "none"]
     parameters: tuple[Parameter, ...]
     min_models: int = 1
     max_models: int | None = None
+
+    @property
+    def needs_base(self) -> bool:
+        return self.base == "required"
+
+    @property
+    def takes_base(self) -> bool:
+        """Whether a base model, where there is one, stands apart from the models that are merged."""
+        return self.base != "none"
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of that name, or None."""
@@ -124,14 +134,14 @@ METHODS: Mapping[str, Method] = MethodTable(
         name="linear",
         help="weighted mean of the models",
         paper=MODEL_SOUPS,
-        needs_base=False,
+        base="none",
         parameters=(_weight(1.0), _normalize(True)),
     ),
     Method(
         name="slerp",
         help="spherical interpolation from the base model (t = 0) to the other (t = 1)",
         paper=SLERP,
-        needs_base=True,
+        base="required",
         max_models=1,
         parameters=(
             Parameter(
@@ -143,35 +153,35 @@ METHODS: Mapping[str, Method] = MethodTable(
         name="task_arithmetic",
         help="base plus the weighted sum of the task vectors",
         paper=TASK_ARITHMETIC,
-        needs_base=True,
+        base="required",
         parameters=(_weight(1.5), _normalize(False), _LAMBDA, _INT8_MASK),
     ),
     Method(
         name="ties",
         help="base plus trimmed task vectors that agree in sign",
         paper=TIES,
-        needs_base=True,
+        base="required",
         parameters=(_weight(1.5), _DENSITY, _normalize(True), _LAMBDA, _TIES_RESCALE, _INT8_MASK),
     ),
     Method(
         name="dare_ties",
         help="base plus randomly dropped task vectors that agree in sign",
         paper=DARE,
-        needs_base=True,
+        base="required",
         parameters=(_weight(1.5), _DENSITY, _normalize(False), _LAMBDA, _DARE_RESCALE, _INT8_MASK),
     ),
     Method(
         name="dare_linear",
         help="base plus randomly dropped task vectors",
         paper=DARE,
-        needs_base=True,
+        base="required",
         parameters=(_weight(1.5), _DENSITY, _normalize(False), _LAMBDA, _DARE_RESCALE, _INT8_MASK),
     ),
     Method(
         name="passthrough",
         help="one model's layers as they are",
         paper=None,
-        needs_base=False,
+        base="none",
         max_models=1,
         parameters=(Parameter(name="scale", help="factor on the tensor", default=1.0),),
     ),

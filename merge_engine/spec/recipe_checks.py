@@ -23,7 +23,7 @@ def recipe_problems(recipe: Recipe, method: Method) -> Iterator[Problem]:
             where="models",
             inputs=recipe.models,
             base_model=recipe.base_model,
-            base_must_be_listed=not method.needs_base,
+            base_must_be_listed=not method.takes_base,
             shared=(recipe.parameters,),
         )
         yield from _merge_problems(merge, method)
@@ -56,7 +56,7 @@ class _Merge:
         return [
             (f"{self.where}[{i}]", entry)
             for i, entry in enumerate(self.inputs)
-            if not (method.needs_base and entry.model == self.base_model)
+            if not (method.takes_base and entry.model == self.base_model)
         ]
 
 
@@ -81,7 +81,7 @@ def _base_problems(merge: _Merge, method: Method) -> Iterator[Problem]:
         if method.needs_base:
             yield Problem("base_model", "missing", f"{method.name} merges differences from a base model")
     elif merge.base_must_be_listed and merge.base_model not in [entry.model for entry in merge.inputs]:
-        remedy = "add it" if method.needs_base else f"add it, or drop base_model: {method.name} needs none"
+        remedy = "add it" if method.takes_base else f"add it, or drop base_model: {method.name} needs none"
         yield Problem(merge.where, f"the base model {merge.base_model!r} is not in the list", remedy)
 
 
@@ -89,7 +89,7 @@ def _count_problems(merge: _Merge, method: Method) -> Iterator[Problem]:
     low, high, count = method.min_models, method.max_models, len(merge.merged(method))
     if count < low or (high is not None and count > high):
         allowed = f"exactly {low}" if low == high else f"at least {low}"
-        beside = " beside the base model" if method.needs_base else ""
+        beside = " beside the base model" if method.takes_base and merge.base_model is not None else ""
         yield Problem(merge.where, f"{method.name} takes {allowed} model(s){beside}, found {count}")
 
 
