@@ -18,7 +18,9 @@ from evolve.options import SearchOptions
 from fitness.suite import DEFAULT_METRIC, SuiteSpec, TaskSpec
 from fitness.task_index import check_suite
 from genome.benchmarks import benchmark_problems
+from genome.build import build_space
 from genome.errors import SearchFileError
+from genome.facts import ModelFacts
 from genome.parse import parse_search_file
 from genome.search_file import HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
 from genome.space import Space
@@ -56,7 +58,7 @@ class Ready:
     @property
     def pattern(self) -> str:
         """The model whose config and tokenizer the merged model has."""
-        return self.search_file.genome.base_model or self.search_file.genome.models[0]
+        return self.search_file.genome.pattern
 
     @property
     def dtype(self) -> str:
@@ -250,7 +252,7 @@ def _fit_problems(headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
 
 def _template_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
     genome = search_file.genome
-    header = headers.get(genome.base_model or genome.models[0])
+    header = headers.get(genome.pattern)
     if search_file.apply_chat_template and header is not None and not has_chat_template(header.folder):
         yield Problem(
             "apply_chat_template",
@@ -273,12 +275,23 @@ def has_chat_template(folder: Path) -> bool:
 def _space(
     search_file: SearchFile, headers: Mapping[str, CheckpointHeader], problems: list[Problem]
 ) -> Space | None:
-    pattern = headers[search_file.genome.base_model or search_file.genome.models[0]]
+    facts = {reference: model_facts(header) for reference, header in headers.items()}
     try:
-        return Space.build(search_file, len(layer_names(pattern).layers), model_dtype(pattern))
+        return build_space(search_file, facts)
     except SearchFileError as error:
         problems += error.problems
         return None
+
+
+def model_facts(header: CheckpointHeader) -> ModelFacts:
+    """What the genome has to know about a model. Raises `CheckpointError` where it has no layers."""
+    layers = layer_names(header).layers
+    return ModelFacts(
+        num_layers=len(layers),
+        dtype=model_dtype(header),
+        model_type=str(header.config.get("model_type", "")),
+        layer_tensors=layers[0],
+    )
 
 
 def model_dtype(header: CheckpointHeader) -> str:

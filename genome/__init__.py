@@ -2,7 +2,10 @@
 
 from genome.baselines import Baseline
 from genome.benchmarks import benchmark_problems
-from genome.errors import GenomeError, SearchFileError, VectorError
+from genome.box import Box, Kind, Variable, Vector
+from genome.build import build_space
+from genome.errors import GenomeError, RefusedRecipe, SearchFileError, VectorError
+from genome.facts import ModelFacts
 from genome.frozen import diff_search_files, frozen_search_file
 from genome.parse import parse_search_file
 from genome.search_file import (
@@ -19,19 +22,26 @@ from merge_engine.errors import Problem
 
 __all__ = [
     "Baseline",
+    "Box",
     "Budget",
     "GenomeError",
     "GenomeSpec",
     "HoldoutShare",
     "HoldoutTasks",
+    "Kind",
+    "ModelFacts",
     "OptimizerSpec",
     "Problem",
+    "RefusedRecipe",
     "SearchFile",
     "SearchFileError",
     "Space",
     "TaskEntry",
+    "Variable",
+    "Vector",
     "VectorError",
     "benchmark_problems",
+    "build_space",
     "diff_search_files",
     "frozen_search_file",
     "parse_search_file",

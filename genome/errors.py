@@ -1,7 +1,9 @@
 """Errors of the genome.
 
-GenomeError ├── SearchFileError  the search file (with the models' sizes) does not make a search: carries
-all problems at once └── VectorError      a vector is not a point of the space
+GenomeError
+├── SearchFileError  the search file (with the models' sizes) does not make a search; carries all problems
+├── VectorError      a vector is not a point of the space
+└── RefusedRecipe    a point of the space combines values that make no merge; carries all problems
 """
 
 from __future__ import annotations
@@ -25,3 +27,11 @@ class SearchFileError(GenomeError):
 
 class VectorError(GenomeError):
     """A vector has the wrong shape, is not finite, or lies outside the bounds."""
+
+
+class RefusedRecipe(GenomeError):
+    """The values at a point of the space do not fit together; ``problems`` says why."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(str(problem) for problem in self.problems))

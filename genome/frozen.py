@@ -39,6 +39,7 @@ def frozen_search_file(search_file: SearchFile) -> dict[str, object]:
         "random_init": search_file.random_init,
         "apply_chat_template": search_file.apply_chat_template,
         "fewshot_as_multiturn": search_file.fewshot_as_multiturn,
+        "initial": list(search_file.initial),
     }
 
 

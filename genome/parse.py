@@ -60,9 +60,21 @@ def _read(top: Fields, problems: list[Problem]) -> SearchFile:
         random_init=top.get("random_init", flag, False),
         apply_chat_template=top.get("apply_chat_template", flag, None),
         fewshot_as_multiturn=top.get("fewshot_as_multiturn", flag, True),
+        initial=_read_initial(top, problems),
     )
     top.finish()
     return search_file
+
+
+def _read_initial(top: Fields, problems: list[Problem]) -> tuple[str, ...]:
+    """The paths under ``initial``: recipes that the search begins with."""
+    paths = []
+    for where, data in top.entries("initial"):
+        try:
+            paths.append(nonempty(data))
+        except Refused as refused:
+            problems.append(Problem(where, refused.what, refused.remedy))
+    return tuple(paths)
 
 
 def _read_tasks(fields: Fields, problems: list[Problem]) -> tuple[TaskEntry, ...]:

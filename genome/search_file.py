@@ -35,6 +35,11 @@ class GenomeSpec:
     bounds: Mapping[str, tuple[float, float]]
     dtype: str | None
 
+    @property
+    def pattern(self) -> str:
+        """The model whose config and tokenizer the merged model has."""
+        return self.base_model or self.models[0]
+
     def model_references(self) -> tuple[str, ...]:
         """Every model that the search needs, the base included, each once."""
         base = () if self.base_model is None else (self.base_model,)
@@ -91,7 +96,7 @@ class SearchFile:
 
     ``limit``: items per task, a count or a share below 1; None: all. ``num_fewshot`` None: the task's own.
     ``random_init``: the search starts at a random point of the space, not at the uniform merge.
-    ``apply_chat_template`` None: where the tokenizer has one.
+    ``apply_chat_template`` None: where the tokenizer has one. ``initial``: paths of recipes to begin with.
     """
 
     genome: GenomeSpec
@@ -105,3 +110,4 @@ class SearchFile:
     random_init: bool
     apply_chat_template: bool | None
     fewshot_as_multiturn: bool
+    initial: tuple[str, ...]

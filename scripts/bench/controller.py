@@ -15,8 +15,7 @@ from evolve.optimiser import default_popsize
 from evolve.outcome import Scored
 from evolve.search import SearchSettings, new_run, run_search
 from fitness.results import Report, TaskResult
-from genome.parse import parse_search_file
-from genome.space import Space
+from genome import ModelFacts, build_space, parse_search_file
 
 _WORKERS = 8
 _TASKS, _ITEMS = 3, 200
@@ -85,7 +84,10 @@ class InstantFleet:
 
 def measure(folder: Path, dimensions: int, candidates: int) -> Timing:
     """Search, then resume the finished search; the journal stays in ``folder``."""
-    space = Space.build(parse_search_file(_SEARCH_FILE), -(-dimensions // _GENES_PER_LAYER), "bfloat16")
+    facts = ModelFacts(
+        num_layers=-(-dimensions // _GENES_PER_LAYER), dtype="bfloat16", model_type="any", layer_tensors=()
+    )
+    space = build_space(parse_search_file(_SEARCH_FILE), dict.fromkeys(("a", "b", "c", "base"), facts))
     popsize = default_popsize(len(space.start), _WORKERS)
     settings = SearchSettings(seed=0, popsize=popsize, max_fevals=candidates)
     path = folder / "journal.jsonl"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genome import SearchFile, Space, parse_search_file
+from genome import ModelFacts, SearchFile, Space, build_space, parse_search_file
 from merge_engine.spec import METHODS, dump_yaml
 
 LAYERS = 7  # no granularity below divides it
@@ -17,6 +17,18 @@ def search_file(**genome: object) -> SearchFile:
     return parse_search_file(dump_yaml({"genome": data, "tasks": ["task"]}))
 
 
+def facts(*references: str, num_layers: int = LAYERS) -> dict[str, ModelFacts]:
+    """Models that are alike."""
+    one = ModelFacts(
+        num_layers=num_layers,
+        dtype="bfloat16",
+        model_type="llama",
+        layer_tensors=("mlp.up_proj.weight", "self_attn.q_proj.weight"),
+    )
+    return dict.fromkeys(references, one)
+
+
 def space(*, num_layers: int = LAYERS, **genome: object) -> Space:
     """The space of `search_file`."""
-    return Space.build(search_file(**genome), num_layers, "bfloat16")
+    made = search_file(**genome)
+    return build_space(made, facts(*made.genome.model_references(), num_layers=num_layers))

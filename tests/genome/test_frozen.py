@@ -33,6 +33,7 @@ FULL: dict[str, Any] = {
     "random_init": True,
     "apply_chat_template": False,
     "fewshot_as_multiturn": False,
+    "initial": ["winner.yml"],
 }
 SMALL: dict[str, Any] = {"genome": {"models": ["a", "b"], "merge_method": "linear"}, "tasks": ["one"]}
 
