@@ -171,7 +171,7 @@ class _Targets:
             tokens = self.tokens[part]
             picked = logits[self.rows[part], self.columns[part]].float()
             values.append(picked.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0])
-            first_choice.append(picked.argmax(dim=-1) == tokens)
+            first_choice.append(picked.max(dim=-1).indices == tokens)
         return torch.cat(values).double().cpu().numpy(), torch.cat(first_choice).cpu().numpy()
 
 
