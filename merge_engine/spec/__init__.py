@@ -5,6 +5,7 @@ from merge_engine.spec.methods import METHODS, Method, Parameter
 from merge_engine.spec.recipe import (
     DTYPES,
     InputModel,
+    OutputModule,
     OutputSlice,
     Recipe,
     SliceSource,
@@ -21,6 +22,7 @@ __all__ = [
     "Gradient",
     "InputModel",
     "Method",
+    "OutputModule",
     "OutputSlice",
     "Parameter",
     "Problem",

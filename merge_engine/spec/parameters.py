@@ -62,7 +62,8 @@ def scalar_reader(parameter: Parameter) -> Reader[Scalar]:
     if parameter.kind == "real":
         low = -math.inf if parameter.low is None else parameter.low
         high = math.inf if parameter.high is None else parameter.high
-        return real(low=low, high=high, low_open=parameter.low_open)
+        number = real(low=low, high=high, low_open=parameter.low_open)
+        return lambda value: number(_unquoted(value))
 
     def read(value: object) -> Scalar:
         return value if isinstance(value, int | float) and value in (0, 1) else flag(value)
@@ -70,7 +71,17 @@ def scalar_reader(parameter: Parameter) -> Reader[Scalar]:
     return read
 
 
+def _unquoted(value: object) -> object:
+    """A number written in quotes counts as one, as in mergekit."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _read_value(data: object, where: str, read: Reader[Scalar], problems: list[Problem]) -> Value | None:
+    if isinstance(data, Mapping):
+        data = [data]
     if isinstance(data, list | tuple) and any(isinstance(entry, Mapping) for entry in data):
         entries = [_read_filtered(entry, f"{where}[{i}]", read, problems) for i, entry in enumerate(data)]
         return tuple(entry for entry in entries if entry is not None) or None

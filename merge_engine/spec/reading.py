@@ -173,8 +173,8 @@ class Fields:
         return [(f"{self.path(key)}[{i}]", entry) for i, entry in enumerate(value)]
 
     def has(self, key: str) -> bool:
-        """Whether ``key`` is given and not null."""
-        return self._data.get(key) is not None
+        """Whether ``key`` is given and not null; it counts as asked for."""
+        return self.raw(key) is not None
 
     def items(self) -> list[tuple[str, object]]:
         """Every key that is a text with its plain value; each counts as read."""

@@ -1,84 +1,41 @@
-"""One concrete merge: the config that `mergekit-yaml` reads, as typed values that were checked as a whole."""
+"""The config that `mergekit-yaml` reads: plain data to values that were checked as a whole, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec.methods import METHODS, Method
 from merge_engine.spec.parameters import parameters_data, read_parameters
-from merge_engine.spec.reading import Fields, one_of, shown, text
+from merge_engine.spec.reading import Fields, Refused, did_you_mean, one_of, shown, text
 from merge_engine.spec.recipe_checks import NO_LAYERS, recipe_problems
+from merge_engine.spec.recipe_types import InputModel, OutputModule, OutputSlice, Recipe, SliceSource
 from merge_engine.spec.values import Value
+
+__all__ = [
+    "DTYPES",
+    "InputModel",
+    "OutputModule",
+    "OutputSlice",
+    "Recipe",
+    "SliceSource",
+    "parse_recipe",
+    "recipe_data",
+]
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputModel:
-    """One model of a whole-model merge."""
-
-    model: str
-    parameters: Mapping[str, Value] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SliceSource:
-    """Layers [start, end) of one model."""
-
-    model: str
-    layer_range: tuple[int, int]
-    parameters: Mapping[str, Value] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputSlice:
-    """A run of layers of the result, merged from equally long runs of layers of its sources."""
-
-    sources: tuple[SliceSource, ...]
-    base_model: str | None = None
-    parameters: Mapping[str, Value] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """One merge. Either ``models`` (whole models) or ``slices`` is given, never both.
-
-    A parameter is looked up at the model or source, then the slice, then here; where none says anything,
-    the method's default holds. With ``slices``, tensors before the layers (embeddings) belong to the first
-    slice, those after them (final norm, head) to the last; the layers of the result are the slices in their
-    order.
-    """
-
-    merge_method: str
-    base_model: str | None = None
-    models: tuple[InputModel, ...] | None = None
-    slices: tuple[OutputSlice, ...] | None = None
-    parameters: Mapping[str, Value] = field(default_factory=dict)
-    dtype: str | None = None
-    out_dtype: str | None = None
-    tokenizer_source: str | None = None
-    chat_template: str | None = None
-    name: str | None = None
-
-    def model_references(self) -> tuple[str, ...]:
-        """Every model the recipe names, the base included, each once, in order of appearance."""
-        named: list[str | None] = [entry.model for entry in self.models or ()]
-        for piece in self.slices or ():
-            named += [source.model for source in piece.sources] + [piece.base_model]
-        return tuple(dict.fromkeys(name for name in [*named, self.base_model] if name is not None))
-
-
 def recipe_data(recipe: Recipe) -> dict[str, object]:
     """The recipe as plain YAML data; ``parse_recipe(recipe_data(recipe)) == recipe``."""
-    models, slices = recipe.models, recipe.slices
+    modules = recipe.modules
     return _given(
         name=recipe.name,
         merge_method=recipe.merge_method,
         base_model=recipe.base_model,
-        models=None if models is None else [_model_data(model) for model in models],
-        slices=None if slices is None else [_slice_data(piece) for piece in slices],
+        models=_models_data(recipe.models),
+        slices=_slices_data(recipe.slices),
+        modules=None if modules is None else {name: _module_data(part) for name, part in modules.items()},
         parameters=parameters_data(recipe.parameters) or None,
         dtype=recipe.dtype,
         out_dtype=recipe.out_dtype,
@@ -91,8 +48,24 @@ def _given(**entries: object) -> dict[str, object]:
     return {key: value for key, value in entries.items() if value is not None}
 
 
-def _model_data(model: InputModel) -> dict[str, object]:
-    return _given(model=model.model, parameters=parameters_data(model.parameters) or None)
+def _module_data(part: OutputModule) -> dict[str, object]:
+    return _given(
+        models=_models_data(part.models),
+        slices=_slices_data(part.slices),
+        parameters=parameters_data(part.parameters) or None,
+    )
+
+
+def _models_data(models: tuple[InputModel, ...] | None) -> list[object] | None:
+    if models is None:
+        return None
+    return [
+        _given(model=entry.model, parameters=parameters_data(entry.parameters) or None) for entry in models
+    ]
+
+
+def _slices_data(slices: tuple[OutputSlice, ...] | None) -> list[object] | None:
+    return None if slices is None else [_slice_data(piece) for piece in slices]
 
 
 def _slice_data(piece: OutputSlice) -> dict[str, object]:
@@ -122,6 +95,30 @@ def parse_recipe(data: object) -> Recipe:
     return recipe
 
 
+def model_reference(value: object) -> str:
+    """A model as a text, ``path@revision+lora``; older configs write its parts as a mapping."""
+    if not isinstance(value, Mapping):
+        return text(value)
+    known = {"model", "lora", "override_architecture"}
+    unknown = [key for key in value if key not in known]
+    if unknown:
+        raise Refused(f"unknown key {unknown[0]!r}", did_you_mean(str(unknown[0]), sorted(known)))
+    adapter = value.get("lora")
+    return _path(value.get("model")) + ("" if adapter is None else f"+{_path(adapter)}")
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return text(value)
+    revision = value.get("revision")
+    return text(value.get("path")) + ("" if revision is None else f"@{text(revision)}")
+
+
+def _dtype(value: object) -> str:
+    known = value.removeprefix("torch.") if isinstance(value, str) else value
+    return one_of(*DTYPES)(known)
+
+
 class _RecipeReader:
     """Reads one recipe; everything wrong goes to ``problems`` under its path of keys."""
 
@@ -133,52 +130,76 @@ class _RecipeReader:
         top = Fields(data, "", self._problems)
         merge_method = top.need("merge_method", one_of(*METHODS), "")
         self._method = METHODS.get(merge_method)
-        self._refuse_later_keys(top)
+        if top.raw("tokenizer") is not None:
+            top.refuse("tokenizer", "this version does not read it", "use tokenizer_source")
         recipe = Recipe(
             merge_method=merge_method,
-            base_model=top.get("base_model", text, None),
-            models=self._models(top) if top.has("models") else None,
-            slices=self._slices(top) if top.has("slices") else None,
+            base_model=top.get("base_model", model_reference, None),
+            models=self._models(top),
+            slices=self._slices(top),
+            modules=self._modules(top),
             parameters=self._parameters(top, of_model=False),
-            dtype=top.get("dtype", one_of(*DTYPES), None),
-            out_dtype=top.get("out_dtype", one_of(*DTYPES), None),
-            tokenizer_source=top.get("tokenizer_source", text, None),
+            dtype=top.get("dtype", _dtype, None),
+            out_dtype=top.get("out_dtype", _dtype, None),
+            tokenizer_source=top.get("tokenizer_source", model_reference, None),
             chat_template=top.get("chat_template", text, None),
             name=top.get("name", text, None),
         )
         top.finish()
-        if (recipe.models is None) == (recipe.slices is None):
-            found = "neither" if recipe.models is None else "both"
-            top.refuse("", f"expected either models or slices, found {found}")
+        self._check_one_of(top, "models", "slices", "modules")
         if self._method is not None:
             self._problems += recipe_problems(recipe, self._method)
         return recipe
 
-    def _refuse_later_keys(self, top: Fields) -> None:
-        for key, remedy in (("modules", "use models or slices"), ("tokenizer", "use tokenizer_source")):
-            if top.raw(key) is not None:
-                top.refuse(key, "this version does not read it", remedy)
+    def _check_one_of(self, fields: Fields, *keys: str) -> None:
+        given = [key for key in keys if fields.has(key)]
+        if len(given) != 1:
+            wanted = " or ".join((", ".join(keys[:-1]), keys[-1]))
+            fields.refuse("", f"expected {wanted}, found {' and '.join(given) or 'none of them'}")
 
-    def _models(self, top: Fields) -> tuple[InputModel, ...]:
+    def _modules(self, top: Fields) -> dict[str, OutputModule] | None:
+        if not top.has("modules"):
+            return None
+        modules = {}
+        named = top.fields("modules")
+        for name, entry in named.items():
+            fields = Fields(entry, named.path(name), self._problems)
+            modules[name] = OutputModule(
+                models=self._models(fields),
+                slices=self._slices(fields),
+                parameters=self._parameters(fields, of_model=False),
+            )
+            fields.finish()
+            self._check_one_of(fields, "models", "slices")
+        named.finish()
+        return modules
+
+    def _models(self, level: Fields) -> tuple[InputModel, ...] | None:
+        if not level.has("models"):
+            return None
         models = []
-        for where, entry in top.entries("models"):
+        for where, entry in level.entries("models"):
             fields = Fields(entry, where, self._problems)
             models.append(
                 InputModel(
-                    model=fields.need("model", text, ""), parameters=self._parameters(fields, of_model=True)
+                    model=fields.need("model", model_reference, ""),
+                    parameters=self._parameters(fields, of_model=True),
                 )
             )
             fields.finish()
         return tuple(models)
 
-    def _slices(self, top: Fields) -> tuple[OutputSlice, ...]:
+    def _slices(self, level: Fields) -> tuple[OutputSlice, ...] | None:
+        if not level.has("slices"):
+            return None
         slices = []
-        for where, entry in top.entries("slices"):
+        for where, entry in level.entries("slices"):
             fields = Fields(entry, where, self._problems)
+            fields.raw("residual_weight")  # read by mergekit, without any effect
             slices.append(
                 OutputSlice(
                     sources=self._sources(fields),
-                    base_model=fields.get("base_model", text, None),
+                    base_model=fields.get("base_model", model_reference, None),
                     parameters=self._parameters(fields, of_model=False),
                 )
             )
@@ -191,7 +212,7 @@ class _RecipeReader:
             fields = Fields(entry, where, self._problems)
             sources.append(
                 SliceSource(
-                    model=fields.need("model", text, ""),
+                    model=fields.need("model", model_reference, ""),
                     layer_range=self._layer_range(fields),
                     parameters=self._parameters(fields, of_model=True),
                 )
@@ -204,10 +225,10 @@ class _RecipeReader:
         if isinstance(data, list | tuple) and len(data) == 2:
             start, end = data
             whole = all(isinstance(end, int) and not isinstance(end, bool) for end in data)
-            if whole and 0 <= start < end:
+            if whole and 0 <= start <= end:
                 return start, end
         found = "missing" if data is None else f"found {shown(data)}"
-        what = f"expected [first, end] with 0 <= first < end, {found}"
+        what = f"expected [first, end] with 0 <= first <= end, {found}"
         fields.refuse("layer_range", what, "the end is not included: [0, 8] takes layers 0 to 7")
         return NO_LAYERS
 

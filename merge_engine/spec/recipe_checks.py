@@ -4,41 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from merge_engine.errors import Problem
 from merge_engine.spec.methods import Method
+from merge_engine.spec.recipe_types import InputModel, OutputModule, OutputSlice, Recipe, SliceSource
 from merge_engine.spec.values import Value
 
-if TYPE_CHECKING:
-    from merge_engine.spec.recipe import InputModel, OutputSlice, Recipe, SliceSource
-
-NO_LAYERS = (0, 0)  # stands for a layer range that was refused already
+NO_LAYERS = (-1, -1)  # stands for a layer range that was refused already
 
 
 def recipe_problems(recipe: Recipe, method: Method) -> Iterator[Problem]:
     """Everything wrong with ``recipe`` beyond single values; texts that were refused already are empty."""
-    if recipe.models is not None:
+    if recipe.modules is not None and not recipe.modules:
+        yield Problem("modules", "there are none", "name at least one, or use models or slices")
+    for name, part in recipe.parts():
+        yield from _part_problems("" if name is None else f"modules.{name}.", part, recipe, method)
+
+
+def _part_problems(where: str, part: OutputModule, recipe: Recipe, method: Method) -> Iterator[Problem]:
+    shared = (part.parameters, recipe.parameters)
+    if part.models is not None:
         merge = _Merge(
-            where="models",
-            inputs=recipe.models,
+            where=f"{where}models",
+            inputs=with_base(part.models, recipe.base_model, method),
             base_model=recipe.base_model,
-            base_must_be_listed=not method.takes_base,
-            shared=(recipe.parameters,),
+            base_must_be_listed=False,
+            shared=shared,
         )
         yield from _merge_problems(merge, method)
-    if recipe.slices == ():
-        yield Problem("slices", "the list is empty", "give at least one slice")
-    for i, piece in enumerate(recipe.slices or ()):
+    if part.slices == ():
+        yield Problem(f"{where}slices", "the list is empty", "give at least one slice")
+    for i, piece in enumerate(part.slices or ()):
         merge = _Merge(
-            where=f"slices[{i}].sources",
+            where=f"{where}slices[{i}].sources",
             inputs=piece.sources,
             base_model=piece.base_model or recipe.base_model,
-            base_must_be_listed=True,
-            shared=(piece.parameters, recipe.parameters),
+            base_must_be_listed=method.takes_base,
+            shared=(piece.parameters, *shared),
         )
         yield from _merge_problems(merge, method)
         yield from _length_problems(merge.where, piece)
+
+
+def with_base(models: Sequence[InputModel], base_model: str | None, method: Method) -> tuple[InputModel, ...]:
+    """The models of a whole-model merge. A base that the method merges like any other is one of them, listed
+    or not (so does mergekit)."""
+    listed = base_model is None or method.takes_base or base_model in [entry.model for entry in models]
+    return tuple(models) if base_model is None or listed else (*models, InputModel(model=base_model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +93,7 @@ def _base_problems(merge: _Merge, method: Method) -> Iterator[Problem]:
         if method.needs_base:
             yield Problem("base_model", "missing", f"{method.name} merges differences from a base model")
     elif merge.base_must_be_listed and merge.base_model not in [entry.model for entry in merge.inputs]:
-        remedy = "add it" if method.takes_base else f"add it, or drop base_model: {method.name} needs none"
-        yield Problem(merge.where, f"the base model {merge.base_model!r} is not in the list", remedy)
+        yield Problem(merge.where, f"the base model {merge.base_model!r} is not in the list", "add it")
 
 
 def _count_problems(merge: _Merge, method: Method) -> Iterator[Problem]:

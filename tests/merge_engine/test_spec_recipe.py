@@ -14,6 +14,7 @@ from merge_engine.spec import (
     Filtered,
     InputModel,
     Method,
+    OutputModule,
     OutputSlice,
     Parameter,
     Recipe,
@@ -59,7 +60,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     inputs = (["base"] if method.needs_base else []) + models
     own = parameters(method, ("model",))
     shared = draw(parameters(method, ("global",)))
-    common = {
+    common: dict[str, Any] = {
         "merge_method": method.name,
         "base_model": "base" if method.needs_base else None,
         "parameters": shared,
@@ -69,17 +70,36 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "chat_template": draw(st.none() | st.just("{{ 'x' }}\n  y: #z")),
         "name": draw(st.none() | st.just("a name")),
     }
+    parts = {
+        name: draw(module(inputs, own, st.just(shared)))
+        for name in draw(st.lists(st.sampled_from(["decoder", "encoder", "1"]), max_size=2, unique=True))
+    }
+    if parts:
+        return Recipe(modules=parts, **common)
+    whole = draw(module(inputs, own, st.just({})))
+    return Recipe(models=whole.models, slices=whole.slices, **common)
+
+
+@st.composite
+def module(
+    draw: st.DrawFn,
+    inputs: list[str],
+    own: st.SearchStrategy[dict[str, Value]],
+    shared: st.SearchStrategy[dict[str, Value]],
+) -> OutputModule:
+    """Whole models or slices, with parameters for the module where there are any."""
+    level = draw(shared)
     if draw(st.booleans()):
         entries = tuple(InputModel(model=model, parameters=draw(own)) for model in inputs)
-        return Recipe(models=entries, **common)
+        return OutputModule(models=entries, parameters=level)
     slices = []
     for start in range(draw(st.integers(1, 3))):
         sources = tuple(
             SliceSource(model=model, layer_range=(start, start + 2), parameters=draw(own)) for model in inputs
         )
         base = draw(st.none() | st.just(inputs[0]))
-        slices.append(OutputSlice(sources=sources, base_model=base, parameters=shared))
-    return Recipe(slices=tuple(slices), **common)
+        slices.append(OutputSlice(sources=sources, base_model=base, parameters=draw(shared)))
+    return OutputModule(slices=tuple(slices), parameters=level)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -134,6 +154,10 @@ def sliced() -> dict[str, Any]:
     }
 
 
+def modular(modules: dict[str, Any]) -> dict[str, Any]:
+    return {"merge_method": "linear", "modules": modules}
+
+
 def at(data: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     """``data`` with ``value`` put at ``path``, keys and list positions joined by dots."""
     *way, last = path.split(".")
@@ -151,10 +175,23 @@ def at(data: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ({}, r"merge_method: missing \(this key is required\)"),
         (at(ties(), "merge_method", "tie"), r"merge_method: unknown value 'tie' \(did you mean ties\?\)"),
         (at(ties(), "modles", []), r"modles: unknown key \(did you mean modules or models\?\)"),
-        (at(ties(), "modules", {"x": 1}), r"modules: this version does not read it \(use models or slices\)"),
+        (at(ties(), "modules", {"x": 1}), r"modules\.x: expected a mapping of keys to values, found 1"),
+        (at(ties(), "modules", {"x": {}}), r"modules\.x: expected models or slices, found none of them"),
+        (
+            at(ties(), "modules", {"x": ties()}),
+            r"modules\.x\.merge_method: unknown key",
+        ),
+        (modular({}), r"modules: there are none \(name at least one"),
+        (
+            modular({"decoder": {"models": [{"model": "a"}]}}),
+            r"modules\.decoder\.models\[0\]\.parameters\.weight: missing",
+        ),
         (at(ties(), "tokenizer", {"source": 1}), r"tokenizer: this version does not read it"),
-        (at(ties(), "slices", sliced()["slices"]), r"expected either models or slices, found both"),
-        ({"merge_method": "linear"}, r"expected either models or slices, found neither"),
+        (
+            at(ties(), "slices", sliced()["slices"]),
+            r"expected models, slices or modules, found models and slices",
+        ),
+        ({"merge_method": "linear"}, r"expected models, slices or modules, found none of them"),
         (
             at(ties(), "base_model", None),
             r"base_model: missing \(ties merges differences from a base model\)",
@@ -225,8 +262,8 @@ def at(data: dict[str, Any], path: str, value: object) -> dict[str, Any]:
             r"slices\[0\].sources: the layer ranges differ in length: \[4, 3\] \(all must be equally long\)",
         ),
         (
-            at(sliced(), "slices.0.sources.1.layer_range", [4, 4]),
-            r"sources\[1\].layer_range: expected \[first, end\] with 0 <= first < end, found \[4, 4\]",
+            at(sliced(), "slices.0.sources.1.layer_range", [4, 3]),
+            r"sources\[1\].layer_range: expected \[first, end\] with 0 <= first <= end, found \[4, 3\]",
         ),
         (
             at(sliced(), "slices.0.sources.1.layer_range", None),
@@ -237,8 +274,12 @@ def at(data: dict[str, Any], path: str, value: object) -> dict[str, Any]:
             r"slices\[0\].sources: slerp takes exactly 1 model\(s\) beside the base model, found 0",
         ),
         (
-            {"merge_method": "linear", "base_model": "c", "models": [{"model": "a"}]},
-            r"models: the base model 'c' is not in the list \(add it, or drop base_model: linear needs none",
+            {
+                "merge_method": "linear",
+                "base_model": "c",
+                "models": [{"model": "a", "parameters": {"weight": 1}}],
+            },
+            r"models\[1\].parameters.weight: missing \(linear has no default for it\)",
         ),
         (
             {"merge_method": "passthrough", "models": [{"model": "a"}, {"model": "b"}]},
@@ -277,3 +318,48 @@ def test_model_references_are_each_named_once_in_order() -> None:
 
 def test_older_spellings_of_a_switch_are_read() -> None:
     assert parse_recipe(at(ties(), "parameters.normalize", 0)).parameters == {"normalize": 0}
+
+
+@pytest.mark.parametrize(
+    ("written", "reference"),
+    [
+        ({"model": {"path": "org/a"}}, "org/a"),
+        ({"model": {"path": "org/a", "revision": "v2"}, "lora": {"path": "l"}}, "org/a@v2+l"),
+        ({"model": "org/a", "lora": None, "override_architecture": "X"}, "org/a"),
+    ],
+)
+def test_models_written_in_parts(written: dict[str, Any], reference: str) -> None:
+    recipe = parse_recipe({"merge_method": "passthrough", "models": [{"model": written}]})
+    assert recipe.model_references() == (reference,)
+
+
+def test_spellings_that_mergekit_reads_too() -> None:
+    source = {
+        "model": "a",
+        "layer_range": [2, 2],
+        "parameters": {"weight": {"filter": "mlp", "value": "0.5"}},
+    }
+    piece = {"sources": [source], "residual_weight": 0.5}
+    recipe = parse_recipe(
+        {
+            "merge_method": "linear",
+            "slices": [piece],
+            "dtype": "torch.bfloat16",
+            "parameters": {"weight": [{"value": 1}]},
+        }
+    )
+    assert recipe.dtype == "bfloat16"
+    assert recipe.slices is not None
+    (found,) = recipe.slices[0].sources
+    assert found.layer_range == (2, 2)
+    assert found.parameters == {"weight": (Filtered(filter="mlp", value=0.5),)}
+
+
+def test_modules_name_their_models() -> None:
+    entry = {"model": "a", "parameters": {"weight": 1}}
+    source = {"model": "b", "layer_range": [0, 1], "parameters": {"weight": 1}}
+    recipe = parse_recipe(
+        modular({"encoder": {"models": [entry]}, "decoder": {"slices": [{"sources": [source]}]}})
+    )
+    assert recipe.model_references() == ("a", "b")
+    assert [name for name, _ in recipe.parts()] == ["encoder", "decoder"]
