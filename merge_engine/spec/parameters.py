@@ -10,6 +10,8 @@ from merge_engine.spec.methods import Method, Parameter
 from merge_engine.spec.reading import Fields, Reader, Refused, did_you_mean, flag, integer, real, shown, text
 from merge_engine.spec.values import Filtered, Gradient, Scalar, Value
 
+_WITHOUT_EFFECT = ("embed_slerp",)  # mergekit 0.1.5 takes it with every method, and it changes no tensor
+
 
 def read_parameters(
     fields: Fields, method: Method | None, *, of_model: bool, problems: list[Problem]
@@ -23,7 +25,7 @@ def read_parameters(
     found: dict[str, Value] = {}
     for name, data in fields.items():
         parameter = method.parameter(name) if method else None
-        if method is None or data is None:
+        if method is None or data is None or name in _WITHOUT_EFFECT:
             continue
         if parameter is None:
             known = [parameter.name for parameter in method.parameters]

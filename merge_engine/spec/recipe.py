@@ -10,6 +10,7 @@ from merge_engine.spec.parameters import parameters_data, read_parameters
 from merge_engine.spec.reading import Fields, Refused, did_you_mean, one_of, shown, text
 from merge_engine.spec.recipe_checks import NO_LAYERS, recipe_problems
 from merge_engine.spec.recipe_types import InputModel, OutputModule, OutputSlice, Recipe, SliceSource
+from merge_engine.spec.tokenizer import TokenizerRecipe, read_tokenizer, tokenizer_data
 from merge_engine.spec.values import Value
 
 __all__ = [
@@ -40,6 +41,7 @@ def recipe_data(recipe: Recipe) -> dict[str, object]:
         dtype=recipe.dtype,
         out_dtype=recipe.out_dtype,
         tokenizer_source=recipe.tokenizer_source,
+        tokenizer=None if recipe.tokenizer is None else tokenizer_data(recipe.tokenizer),
         chat_template=recipe.chat_template,
     )
 
@@ -130,8 +132,6 @@ class _RecipeReader:
         top = Fields(data, "", self._problems)
         merge_method = top.need("merge_method", one_of(*METHODS), "")
         self._method = METHODS.get(merge_method)
-        if top.raw("tokenizer") is not None:
-            top.refuse("tokenizer", "this version does not read it", "use tokenizer_source")
         recipe = Recipe(
             merge_method=merge_method,
             base_model=top.get("base_model", model_reference, None),
@@ -142,6 +142,7 @@ class _RecipeReader:
             dtype=top.get("dtype", _dtype, None),
             out_dtype=top.get("out_dtype", _dtype, None),
             tokenizer_source=top.get("tokenizer_source", model_reference, None),
+            tokenizer=self._tokenizer(top),
             chat_template=top.get("chat_template", text, None),
             name=top.get("name", text, None),
         )
@@ -150,6 +151,14 @@ class _RecipeReader:
         if self._method is not None:
             self._problems += recipe_problems(recipe, self._method)
         return recipe
+
+    def _tokenizer(self, top: Fields) -> TokenizerRecipe | None:
+        if not top.has("tokenizer"):
+            top.raw("tokenizer")
+            return None
+        if top.has("tokenizer_source"):
+            top.refuse("tokenizer", "given beside tokenizer_source", "keep one of them")
+        return read_tokenizer(top.fields("tokenizer"), self._problems)
 
     def _check_one_of(self, fields: Fields, *keys: str) -> None:
         given = [key for key in keys if fields.has(key)]

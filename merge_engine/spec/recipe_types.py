@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from merge_engine.spec.tokenizer import TokenizerRecipe
 from merge_engine.spec.values import Value
 
 
@@ -69,8 +70,16 @@ class Recipe:
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer_source: str | None = None
+    tokenizer: TokenizerRecipe | None = None
     chat_template: str | None = None
     name: str | None = None
+
+    @property
+    def vocabulary(self) -> TokenizerRecipe | None:
+        """What ``tokenizer``, or the older ``tokenizer_source``, asks for."""
+        if self.tokenizer is None and self.tokenizer_source is not None:
+            return TokenizerRecipe(source=self.tokenizer_source.removeprefix("model:"))
+        return self.tokenizer
 
     def parts(self) -> tuple[tuple[str | None, OutputModule], ...]:
         """The modules by name; without ``modules`` a single one, for the whole model, named None."""

@@ -17,8 +17,8 @@ PART = np.dtype([("row", np.int64), ("donor", np.int64), ("donor_row", np.int64)
 class RowMap:
     """How one model's embedding-like tensors are brought to the vocabulary of the result.
 
-    ``own_R``: for each of the R rows of the result the model's own row, int64, or `NOT_OWN`. ``parts_P``: what
-    the other rows are the sum of, of dtype `PART`: ``share`` times row ``donor_row`` of the model
+    ``own_R``: for each of the R rows of the result the model's own row, int64, or `NOT_OWN`. ``parts_P``:
+    what the other rows are the sum of, of dtype `PART`: ``share`` times row ``donor_row`` of the model
     ``donors[donor]``, a reference of the recipe; a row without parts is zero. The last ``padding`` rows are
     the mean of all before them. Equal, and hashed, by content.
     """

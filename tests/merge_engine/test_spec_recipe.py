@@ -186,7 +186,7 @@ def at(data: dict[str, Any], path: str, value: object) -> dict[str, Any]:
             modular({"decoder": {"models": [{"model": "a"}]}}),
             r"modules\.decoder\.models\[0\]\.parameters\.weight: missing",
         ),
-        (at(ties(), "tokenizer", {"source": 1}), r"tokenizer: this version does not read it"),
+        (at(ties(), "tokenizer", {"source": 1}), r"tokenizer\.source: expected a text, found 1"),
         (
             at(ties(), "slices", sliced()["slices"]),
             r"expected models, slices or modules, found models and slices",

@@ -1,0 +1,219 @@
+"""From a recipe and its models' tokenizers to the vocabulary of the result and each model's rows in its order.
+
+The rules are those of mergekit 0.1.5, found by merging models with constant rows; docs/tokenizers.md lists
+where ours differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from merge_engine.checkpoint_header import CheckpointHeader
+from merge_engine.errors import CheckpointError, PlanError, Problem
+from merge_engine.sources import resolve
+from merge_engine.spec.recipe import Recipe
+from merge_engine.spec.tokenizer import BASE, UNION, ModelRow, TokenizerRecipe, TokenRows
+from merge_engine.vocabulary.row_map import NOT_OWN, PART, RowMap
+from merge_engine.vocabulary.tokens import TOKENIZER_FILE, Vocabulary, read_vocabulary, vocabulary_rows
+
+VocabularyOf = Callable[[Path], Vocabulary]
+_Parts = tuple[tuple[str, int, float], ...]  # model, row, share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewToken:
+    """A token that the result's tokenizer has beyond those of `Alignment.tokenizer`.
+
+    ``model``: whose tokenizer has it (None: none has). ``added``: matched before text is split into words.
+    """
+
+    text: str
+    model: str | None
+    added: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alignment:
+    """The vocabulary of the result.
+
+    ``tokenizer``: the model whose tokenizer it is, but for ``new`` tokens, which are numbered on from
+    ``first_new``. ``rows``: of embeddings and heads, None where they stay as they are. ``maps``: how each
+    model's rows get there, for those where anything changes.
+    """
+
+    tokenizer: str
+    new: tuple[NewToken, ...] = ()
+    first_new: int = 0
+    rows: int | None = None
+    maps: Mapping[str, RowMap] = field(default_factory=dict)
+
+
+def align(
+    recipe: Recipe,
+    header_of: Callable[[str], CheckpointHeader],
+    vocabulary_of: VocabularyOf = read_vocabulary,
+) -> Alignment:
+    """What ``tokenizer`` or ``tokenizer_source`` of the recipe ask for.
+
+    Raises `PlanError` where a tokenizer cannot be read, or a token's row comes from where there is none.
+    """
+    merged = recipe.model_references()
+    default = recipe.base_model or merged[0]
+    wanted = recipe.vocabulary
+    if wanted is None:
+        return Alignment(tokenizer=default)
+    owner = default if wanted.source in (UNION, BASE) else wanted.source
+    try:
+        folders = {model: header_of(model).folder for model in merged}
+        if owner not in folders:
+            folders[owner] = resolve(owner)
+        rows = {model: vocabulary_rows(header_of(model)) for model in merged}
+        if _nothing_to_do(wanted, folders, rows):
+            return Alignment(tokenizer=owner)
+        vocabularies = {model: vocabulary_of(folder) for model, folder in folders.items()}
+    except CheckpointError as error:
+        raise PlanError([Problem("tokenizer", str(error))]) from error
+    return _Resolver(wanted, owner, recipe.base_model, vocabularies, rows).alignment()
+
+
+def _nothing_to_do(wanted: TokenizerRecipe, folders: Mapping[str, Path], rows: Mapping[str, int]) -> bool:
+    """Whether all models have the very same tokenizer, and as many rows: told without reading it."""
+    if wanted.tokens or wanted.pad_to_multiple_of is not None or len(set(rows.values())) > 1:
+        return False
+    files = [folder / TOKENIZER_FILE for folder in folders.values()]
+    return all(file.is_file() for file in files) and len({file.read_bytes() for file in files}) == 1
+
+
+class _Resolver:
+    def __init__(
+        self,
+        wanted: TokenizerRecipe,
+        owner: str,
+        base: str | None,
+        vocabularies: Mapping[str, Vocabulary],
+        rows: Mapping[str, int],
+    ) -> None:
+        self._wanted = wanted
+        self._owner = owner
+        self._base = base
+        self._vocabularies = vocabularies
+        self._rows = rows  # of the merged models
+        self._held = {
+            model: {token: row for token, row in vocabularies[model].ids.items() if row < count}
+            for model, count in rows.items()
+        }
+        self._unused = {  # rows of a merged model that no token has: gaps and padding
+            model: set(range(count)) - set(vocabularies[model].ids.values()) for model, count in rows.items()
+        }
+
+    def alignment(self) -> Alignment:
+        known = self._vocabularies[self._owner]
+        new = tuple(self._new_tokens(known))
+        ids = {**known.ids, **{token.text: known.size + i for i, token in enumerate(new)}}
+        listed = self._listed()
+        tokens = known.size + len(new)
+        kept = self._rows.get(self._owner, 0)
+        multiple = self._wanted.pad_to_multiple_of
+        rows = max(tokens, kept) if multiple is None else -(-tokens // multiple) * multiple
+        texts: list[str | None] = [None] * min(rows, max(tokens, kept))
+        for token, number in ids.items():
+            texts[number] = token
+        elsewhere = [() if text is None else self._elsewhere(text, listed) for text in texts]
+        maps = {model: self._row_map(model, texts, elsewhere, listed, rows) for model in self._rows}
+        return Alignment(
+            tokenizer=self._owner,
+            new=new,
+            first_new=known.size,
+            rows=rows,
+            maps={model: found for model, found in maps.items() if not found.is_identity(self._rows[model])},
+        )
+
+    def _new_tokens(self, known: Vocabulary) -> Iterator[NewToken]:
+        """In the order of their numbers: words before added tokens, model by model, by their old numbers."""
+        found: dict[str, NewToken] = {}
+        for model in self._rows if self._wanted.source == UNION else ():
+            vocabulary = self._vocabularies[model]
+            for token in sorted(vocabulary.ids, key=vocabulary.ids.__getitem__):
+                if token not in known.ids:
+                    found.setdefault(
+                        token, NewToken(text=token, model=model, added=token in vocabulary.added)
+                    )
+        for token in self._wanted.tokens:
+            if token not in known.ids:
+                found.setdefault(token, NewToken(text=token, model=None, added=True))
+        yield from (token for token in found.values() if not token.added)
+        yield from (token for token in found.values() if token.added)
+
+    def _listed(self) -> dict[str, tuple[TokenRows, _Parts]]:
+        """The tokens that the recipe lists, with their rows. Raises `PlanError`."""
+        problems: list[Problem] = []
+        found = {}
+        for token, entry in self._wanted.tokens.items():
+            try:
+                found[token] = (entry, self._source(entry))
+            except KeyError as error:
+                problems.append(Problem(f"tokenizer.tokens.{token}", str(error.args[0])))
+        if problems:
+            raise PlanError(problems)
+        return found
+
+    def _source(self, entry: TokenRows) -> _Parts:
+        source = entry.source
+        if not isinstance(source, ModelRow):
+            return ()
+        if source.model not in self._rows:
+            raise KeyError(f"{source.model!r} is not merged; known: {', '.join(self._rows)}")
+        if source.token_id is not None:
+            if source.token_id >= self._rows[source.model]:
+                raise KeyError(
+                    f"{source.model} has rows 0 to {self._rows[source.model] - 1}, not {source.token_id}"
+                )
+            return ((source.model, source.token_id, 1.0),)
+        row = self._held[source.model].get(source.token or "")
+        if row is None:
+            raise KeyError(f"{source.model} has no token {source.token!r}")
+        return ((source.model, row, 1.0),)
+
+    def _elsewhere(self, token: str, listed: Mapping[str, tuple[TokenRows, _Parts]]) -> _Parts:
+        """The row of a token in a model that lacks it: as listed, the base's, or the mean of all there are."""
+        if token in listed:
+            return listed[token][1]
+        holders = [model for model, held in self._held.items() if token in held]
+        if self._base in holders:
+            holders = [self._base]
+        return tuple((model, self._held[model][token], 1.0 / len(holders)) for model in holders)
+
+    def _row_map(
+        self,
+        model: str,
+        texts: Sequence[str | None],
+        elsewhere: Sequence[_Parts],
+        listed: Mapping[str, tuple[TokenRows, _Parts]],
+        rows: int,
+    ) -> RowMap:
+        held, unused = self._held[model], self._unused[model]
+        owners = self._unused.get(self._owner, set())
+        own = np.full(rows, NOT_OWN, dtype=np.int64)
+        parts: list[tuple[int, str, int, float]] = []
+        for row, text in enumerate(texts):
+            if text is None:
+                if row in unused:
+                    own[row] = row
+                elif row in owners:
+                    parts.append((row, self._owner, row, 1.0))
+            elif text in held and not (text in listed and listed[text][0].force):
+                own[row] = held[text]
+            else:
+                parts += [(row, *part) for part in elsewhere[row]]
+        donors = list(dict.fromkeys(donor for _, donor, _, _ in parts))
+        numbered = [(row, donors.index(donor), donor_row, share) for row, donor, donor_row, share in parts]
+        return RowMap(
+            own_R=own,
+            donors=tuple(donors),
+            parts_P=np.array(numbered, dtype=PART),
+            padding=rows - len(texts),
+        )

@@ -1,0 +1,96 @@
+"""The tokens of a model: what its tokenizer files say, and how many rows its embeddings have."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge_engine.checkpoint_header import CheckpointHeader, TensorInfo
+from merge_engine.errors import CheckpointError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+_POSITIONS = re.compile(r"wpe|position|token_type|segment")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The numbers of a tokenizer's tokens. ``added``: those matched before the text is split into words."""
+
+    ids: Mapping[str, int]
+    added: frozenset[str]
+
+    @property
+    def size(self) -> int:
+        """One more than the largest number."""
+        return 1 + max(self.ids.values(), default=-1)
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of a model folder. Raises `CheckpointError`; slow-only tokenizers are not read."""
+    file = folder / TOKENIZER_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder}: no {TOKENIZER_FILE} (no tokenizer, or a slow one only); load it once with "
+            "AutoTokenizer.from_pretrained(...) and save_pretrained() it there, which writes the file"
+        )
+    data = json_of(file)
+    try:
+        ids = dict(model_ids(data["model"]))
+        added = {entry["content"]: int(entry["id"]) for entry in data.get("added_tokens") or ()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: no tokenizer that can be read: {error!r}") from error
+    for number, entry in _later_added(folder).items():
+        added.setdefault(entry["content"], number)
+    return Vocabulary(ids=ids | added, added=frozenset(added))
+
+
+def model_ids(model: Mapping[str, Any]) -> Mapping[str, int]:
+    """The tokens of the ``model`` part of a tokenizer.json: BPE, WordPiece and WordLevel, or Unigram."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):
+        return {piece: number for number, (piece, _) in enumerate(vocabulary)}
+    return {str(token): int(number) for token, number in vocabulary.items()}
+
+
+def _later_added(folder: Path) -> dict[int, dict[str, Any]]:
+    """Tokens that only tokenizer_config.json knows, as older versions of transformers left them."""
+    try:
+        entries = json_of(folder / CONFIG_FILE).get("added_tokens_decoder") or {}
+        return {int(number): entry for number, entry in entries.items() if "content" in entry}
+    except (CheckpointError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def json_of(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``. Raises `CheckpointError`."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{file}: no JSON object")
+    return data
+
+
+def vocabulary_rows(header: CheckpointHeader) -> int:
+    """How many rows the embeddings of a model have, tokens and padding. Raises `CheckpointError`."""
+    for part in (header.config, header.config.get("text_config")):
+        rows = part.get("vocab_size") if isinstance(part, Mapping) else None
+        if isinstance(rows, int) and rows > 0:
+            return rows
+    raise CheckpointError(f"{header.folder / 'config.json'}: no vocab_size, so its embeddings are not known")
+
+
+def has_token_rows(name: str, info: TensorInfo, rows: int) -> bool:
+    """Whether a tensor outside the layers has one row for each of ``rows`` tokens: embeddings, heads, biases.
+
+    Told by its first dimension; position tables and norms may have as many by chance.
+    """
+    if not info.shape or info.shape[0] != rows or _POSITIONS.search(name):
+        return False
+    return len(info.shape) == 2 or (len(info.shape) == 1 and name.endswith("bias"))
