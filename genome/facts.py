@@ -11,9 +11,11 @@ class ModelFacts:
 
     ``dtype``: of most of its elements, as recipes name it. ``model_type``: the config's name of the
     architecture. ``layer_tensors``: names of a layer's tensors after the layer's number, in order.
+    ``vocab_size``: as the config gives it; None where it does not.
     """
 
     num_layers: int
     dtype: str
     model_type: str
     layer_tensors: tuple[str, ...]
+    vocab_size: int | None = None
