@@ -14,6 +14,7 @@ from merge_engine.layers import LayerNames, layer_names
 from merge_engine.spec.methods import METHODS, Method
 from merge_engine.spec.recipe import OutputSlice, Recipe, SliceSource
 from merge_engine.spec.values import Scalar, Value, first_match, is_filtered, layer_place
+from merge_engine.vocabulary.row_map import RowMap
 
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 Levels = Sequence[Mapping[str, Value]]
@@ -21,10 +22,16 @@ Levels = Sequence[Mapping[str, Value]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRef:
-    """One tensor of one source model; ``model`` is the reference as the recipe writes it."""
+    """One tensor of one source model; ``model`` is the reference as the recipe writes it.
+
+    ``rows``: how it is brought to the vocabulary of the result, None where it is taken as it is stored;
+    ``donors`` are the tensors of ``rows.donors``.
+    """
 
     model: str
     name: str
+    rows: RowMap | None = None
+    donors: tuple[TensorRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

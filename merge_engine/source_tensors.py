@@ -12,6 +12,8 @@ from merge_engine.layers import LayerNames, layer_names
 from merge_engine.plan import TensorRef
 from merge_engine.sources import resolve
 from merge_engine.tensor_files import MappedFiles
+from merge_engine.vocabulary.gather import gather
+from merge_engine.vocabulary.row_map import RowMap
 
 
 class SourceTensors:
@@ -37,10 +39,20 @@ class SourceTensors:
         return self._names[header.folder]
 
     def tensor(self, ref: TensorRef) -> Tensor:
-        """The stored tensor, flat, as a view of its file: not to be written to."""
+        """The tensor, flat: a view of its file, not to be written to, or with ``rows`` a new tensor."""
+        if ref.rows is not None:
+            return self._gathered(ref, ref.rows)
         if ref not in self._tensors:
             self._tensors[ref] = self._files.tensor(self.header(ref.model).tensors[ref.name])
         return self._tensors[ref]
+
+    def _gathered(self, ref: TensorRef, rows: RowMap) -> Tensor:
+        """Made anew at each call: only one tensor's rows are needed at a time."""
+        own, *donors = (
+            self.tensor(plain).view(self.header(plain.model).tensors[plain.name].shape)
+            for plain in (TensorRef(model=ref.model, name=ref.name), *ref.donors)
+        )
+        return gather(rows, own, donors).view(-1)
 
     def fingerprint(self, reference: str) -> str:
         """`merge_engine.fingerprint.fingerprint` of a model, found once."""

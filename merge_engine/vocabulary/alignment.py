@@ -1,4 +1,4 @@
-"""From a recipe and its models' tokenizers to the vocabulary of the result and each model's rows in its order.
+"""From a recipe and its models' tokenizers to the vocabulary of the result and every model's rows in it.
 
 The rules are those of mergekit 0.1.5, found by merging models with constant rows; docs/tokenizers.md lists
 where ours differ.
@@ -179,7 +179,7 @@ class _Resolver:
         return ((source.model, row, 1.0),)
 
     def _elsewhere(self, token: str, listed: Mapping[str, tuple[TokenRows, _Parts]]) -> _Parts:
-        """The row of a token in a model that lacks it: as listed, the base's, or the mean of all there are."""
+        """The row of a token in a model that lacks it: as listed, the base's, or the mean of all."""
         if token in listed:
             return listed[token][1]
         holders = [model for model, held in self._held.items() if token in held]

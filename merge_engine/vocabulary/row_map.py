@@ -47,6 +47,11 @@ class RowMap:
         """How many rows the result has."""
         return len(self.own_R)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether any row is a sum, so that its exact value may lie between numbers of the stored dtype."""
+        return self.padding > 0 or bool(np.any(self.parts_P["share"] != 1.0))
+
     def is_identity(self, rows: int) -> bool:
         """Whether a tensor of ``rows`` rows stays as it is."""
         return rows == self.rows and bool(np.array_equal(self.own_R, np.arange(rows)))
