@@ -43,7 +43,8 @@ class Engine:
 
     def plan(self, recipe: Recipe) -> Plan:
         """What `stream` will do. Raises `PlanError`."""
-        return make_plan(recipe, self._preparation.sources.header, self._preparation.sources.layer_names)
+        sources = self._preparation.sources
+        return make_plan(recipe, sources.header, sources.layer_names, sources.alignment)
 
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a source model, opened once. Raises `CheckpointError`."""

@@ -14,7 +14,9 @@ from merge_engine.layers import LayerNames, layer_names
 from merge_engine.spec.methods import METHODS, Method
 from merge_engine.spec.recipe import OutputSlice, Recipe, SliceSource
 from merge_engine.spec.values import Scalar, Value, first_match, is_filtered, layer_place
+from merge_engine.vocabulary.alignment import Alignment, align
 from merge_engine.vocabulary.row_map import RowMap
+from merge_engine.vocabulary.tokens import has_token_rows, vocabulary_rows
 
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 Levels = Sequence[Mapping[str, Value]]
@@ -79,7 +81,8 @@ class Plan:
 
     jobs: tuple[TensorJob, ...]
     layers: tuple[LayerOrigin, ...]
-    config_source: str  # the model whose config describes the result, but for its layers
+    config_source: str  # the model whose config describes the result, but for its layers and vocabulary
+    alignment: Alignment
 
     @property
     def num_layers(self) -> int:
@@ -90,8 +93,11 @@ def make_plan(
     recipe: Recipe,
     header_of: Callable[[str], CheckpointHeader],
     names_of: Callable[[CheckpointHeader], LayerNames] = layer_names,
+    alignment_of: Callable[[Recipe], Alignment] | None = None,
 ) -> Plan:
     """The plan of ``recipe``; ``header_of`` opens a model by its reference, ``names_of`` sorts its tensors.
+
+    ``alignment_of`` settles the vocabulary; None: `merge_engine.vocabulary.alignment.align`.
 
     Raises `PlanError` with every problem: models that cannot be opened, layers out of range, missing tensors,
     shapes and vocabularies that do not fit.
@@ -106,7 +112,8 @@ def make_plan(
             problems.append(Problem(reference, str(error)))
     if problems:
         raise PlanError(problems)
-    return _Planner(recipe, models, problems).plan()
+    alignment = align(recipe, header_of) if alignment_of is None else alignment_of(recipe)
+    return _Planner(recipe, models, alignment, problems).plan()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +143,16 @@ class _Piece:
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, models: Mapping[str, _Model], problems: list[Problem]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        models: Mapping[str, _Model],
+        alignment: Alignment,
+        problems: list[Problem],
+    ) -> None:
         self._recipe = recipe
         self._models = models
+        self._alignment = alignment
         self._method: Method = METHODS[recipe.merge_method]
         self._problems = problems
         self._filtered: dict[int, bool] = {}
@@ -157,7 +171,7 @@ class _Planner:
             for piece in pieces
             for index in range(piece.count)
         )
-        return Plan(jobs=jobs, layers=layers, config_source=pieces[0].pattern)
+        return Plan(jobs=jobs, layers=layers, config_source=pieces[0].pattern, alignment=self._alignment)
 
     def _pieces(self) -> list[_Piece]:
         recipe = self._recipe
@@ -256,11 +270,11 @@ class _Planner:
         yield TensorJob(
             name=name,
             method=self._method.name,
-            shape=pattern.shape,
+            shape=self._shape(piece.pattern, names[piece.pattern], pattern),
             dtype=dtype,
             out_dtype=None if dtype is None else self._recipe.out_dtype or dtype,
-            base=None if base is None else TensorRef(model=base, name=names[base]),
-            sources=tuple(TensorRef(model=source.model, name=names[source.model]) for source in merged),
+            base=None if base is None else self._ref(base, names),
+            sources=tuple(self._ref(source.model, names) for source in merged),
             per_source=tuple(
                 self._parameters(
                     "model",
@@ -273,6 +287,36 @@ class _Planner:
             ),
             shared=self._parameters("global", piece.shared, names[piece.pattern], place, piece.where),
         )
+
+    def _ref(self, model: str, names: Mapping[str, str]) -> TensorRef:
+        """The tensor of a model, in the rows of the result's vocabulary if it has one for each token."""
+        name = names[model]
+        rows = self._alignment.maps.get(model)
+        if rows is None or not self._has_token_rows(model, name):
+            return TensorRef(model=model, name=name)
+        donors = tuple(TensorRef(model=donor, name=names.get(donor, name)) for donor in rows.donors)
+        for donor in donors:
+            self._check_donor(donor, model, name)
+        return TensorRef(model=model, name=name, rows=rows, donors=donors)
+
+    def _has_token_rows(self, model: str, name: str) -> bool:
+        header = self._models[model].header
+        return has_token_rows(name, header.tensors[name], vocabulary_rows(header))
+
+    def _shape(self, model: str, name: str, info: TensorInfo) -> tuple[int, ...]:
+        """The shape of a model's tensor once its vocabulary is the result's."""
+        rows = self._alignment.rows
+        if rows is None or not self._has_token_rows(model, name):
+            return info.shape
+        return (rows, *info.shape[1:])
+
+    def _check_donor(self, donor: TensorRef, model: str, name: str) -> None:
+        there = self._models[donor.model].header.tensors.get(donor.name)
+        wanted = self._models[model].header.tensors[name].shape[1:]
+        if there is None or there.shape[1:] != wanted:
+            found = "no such tensor" if there is None else f"rows of shape {list(there.shape[1:])}"
+            remedy = "models that give each other tokens must have the same embeddings and heads"
+            self._refuse(name, f"{donor.model} has {found} for tokens that {model} lacks", remedy)
 
     def _parameters(
         self, scope: str, levels: Levels, name: str, place: float, where: str
@@ -315,7 +359,9 @@ class _Planner:
             remedy = "the models must have one architecture (a tied output head counts)"
             self._refuse(name, f"missing in {', '.join(missing)} (as {names[missing[0]]!r})", remedy)
             return False
-        shapes = {model: info.shape for model, info in infos.items() if info is not None}
+        shapes = {
+            model: self._shape(model, names[model], info) for model, info in infos.items() if info is not None
+        }
         if len(set(shapes.values())) > 1:
             listed = ", ".join(f"{model} has {list(shape)}" for model, shape in shapes.items())
             self._refuse(name, f"shapes differ: {listed}", self._shape_remedy(shapes))
@@ -327,9 +373,7 @@ class _Planner:
         rest = {shape[1:] for shape in shapes.values()}
         vocabularies = {model: self._models[model].header.config.get("vocab_size") for model in shapes}
         if len(rest) == 1 and all(vocabularies[model] == count for model, count in rows.items()):
-            return (
-                "the vocabularies differ; bring the models to one tokenizer (resize_token_embeddings) first"
-            )
+            return "the vocabularies differ: choose one with tokenizer_source: base, union or a model"
         return "merge models of one architecture and size"
 
     def _refuse(self, where: str, what: str, remedy: str = "") -> None:

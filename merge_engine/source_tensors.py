@@ -11,7 +11,9 @@ from merge_engine.fingerprint import fingerprint
 from merge_engine.layers import LayerNames, layer_names
 from merge_engine.plan import TensorRef
 from merge_engine.sources import resolve
+from merge_engine.spec.recipe import Recipe
 from merge_engine.tensor_files import MappedFiles
+from merge_engine.vocabulary.alignment import Alignment, align
 from merge_engine.vocabulary.gather import gather
 from merge_engine.vocabulary.row_map import RowMap
 
@@ -25,6 +27,7 @@ class SourceTensors:
         self._fingerprints: dict[str, str] = {}
         self._names: dict[Path, LayerNames] = {}
         self._tensors: dict[TensorRef, Tensor] = {}
+        self._alignments: dict[str, Alignment] = {}
 
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a model by its reference. Raises `CheckpointError`."""
@@ -37,6 +40,13 @@ class SourceTensors:
         if header.folder not in self._names:
             self._names[header.folder] = layer_names(header)
         return self._names[header.folder]
+
+    def alignment(self, recipe: Recipe) -> Alignment:
+        """`merge_engine.vocabulary.alignment.align`, found once for each choice. Raises `PlanError`."""
+        key = repr((recipe.vocabulary, recipe.base_model, recipe.model_references()))
+        if key not in self._alignments:
+            self._alignments[key] = align(recipe, self.header)
+        return self._alignments[key]
 
     def tensor(self, ref: TensorRef) -> Tensor:
         """The tensor, flat: a view of its file, not to be written to, or with ``rows`` a new tensor."""

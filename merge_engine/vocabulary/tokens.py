@@ -14,7 +14,7 @@ from merge_engine.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-_POSITIONS = re.compile(r"wpe|position|token_type|segment")
+_OTHER_ROWS = re.compile(r"(^|\.)\d+\.|wpe|position|token_type|segment")  # layers, and tables of other things
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +87,10 @@ def vocabulary_rows(header: CheckpointHeader) -> int:
 
 
 def has_token_rows(name: str, info: TensorInfo, rows: int) -> bool:
-    """Whether a tensor outside the layers has one row for each of ``rows`` tokens: embeddings, heads, biases.
+    """Whether a tensor has one row for each of ``rows`` tokens: embeddings, heads, biases of heads.
 
-    Told by its first dimension; position tables and norms may have as many by chance.
+    Told by its first dimension; layers, position tables and norms may have as many by chance.
     """
-    if not info.shape or info.shape[0] != rows or _POSITIONS.search(name):
+    if not info.shape or info.shape[0] != rows or _OTHER_ROWS.search(name):
         return False
     return len(info.shape) == 2 or (len(info.shape) == 1 and name.endswith("bias"))
