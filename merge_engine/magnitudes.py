@@ -10,6 +10,7 @@ read. For wider dtypes, the elements of one bin are gathered and sorted.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ class MagnitudeIndex:
     def __init__(self, delta: Callable[[int, int], Tensor], elements: int) -> None:
         self._delta = delta
         self._elements = elements
-        self._dtype = delta(0, 0).dtype
+        self._is_exact = delta(0, 0).dtype == torch.bfloat16  # each bin is one magnitude
         self._block_elements = _LARGE_BLOCK if elements >= _LARGE_FROM else _SMALL_BLOCK
         count = -(-elements // self._block_elements)
         blocks = [_populated(self._block(block)[1]) for block in range(count)]
@@ -55,39 +56,76 @@ class MagnitudeIndex:
         self._up_to = self._counts.sum(axis=1, dtype=np.int64).cumsum()
 
     def kept(self, count: int) -> Kept:
-        """The ``count`` largest magnitudes (0 < count), lowest index first among equals."""
+        """The ``count`` largest magnitudes (0 <= count), lowest index first among equals."""
+        if count <= 0:
+            return Kept(threshold=math.inf, ties_end=self._elements)
         if count >= self._elements:
             return Kept(threshold=0.0, ties_end=self._elements)
-        row = int(np.searchsorted(self._up_to, count))
-        before = int(self._up_to[row - 1]) if row else 0
-        if self._dtype == torch.bfloat16:
-            return self._exact_bin(row, count - before)
-        return self._sorted_bin(row, count - before)
+        row, wanted = self.row(count)
+        return self._exact_bin(row, wanted) if self._is_exact else self._sorted_bin(row, wanted)
 
     def sums(self, count: int) -> tuple[float, float]:
-        """The sum of all magnitudes, and of the ``count`` largest (0 < count)."""
+        """The sum of all magnitudes, and of the ``count`` largest (0 <= count)."""
         total = float(self._sums_up_to[-1]) if len(self._bins) else 0.0
+        if count <= 0:
+            return total, 0.0
         if count >= self._elements:
             return total, total
+        row, wanted = self.row(count)
+        sum_before = float(self._sums_up_to[row - 1]) if row else 0.0
+        if self._is_exact:
+            return total, sum_before + wanted * _magnitude(int(self._bins[row]))
+        magnitudes, _ = self.members(row)
+        return total, sum_before + float(magnitudes[:wanted].double().sum())
+
+    @property
+    def nonzero(self) -> int:
+        """How many magnitudes are not 0 (nor below 2**-133, which count as 0 in fp32)."""
+        has_zeros = len(self._bins) and self._bins[-1] == 0
+        return self._elements - (int(self._counts[-1].sum(dtype=np.int64)) if has_zeros else 0)
+
+    def row(self, count: int) -> tuple[int, int]:
+        """The bin, numbered from the largest, of the ``count``-th largest magnitude, and how many of that
+        bin's elements are among the ``count`` largest."""
         row = int(np.searchsorted(self._up_to, count))
-        before, sum_before = (self._up_to[row - 1], self._sums_up_to[row - 1]) if row else (0, 0.0)
-        wanted = count - int(before)
-        if self._dtype == torch.bfloat16:
-            return total, float(sum_before) + wanted * _magnitude(int(self._bins[row]))
-        magnitudes, _ = self._sorted_members(row)
-        return total, float(sum_before) + float(magnitudes[:wanted].double().sum())
+        return row, count - (int(self._up_to[row - 1]) if row else 0)
+
+    def row_size(self, row: int) -> int:
+        """How many elements a bin has."""
+        return int(self._counts[row].sum(dtype=np.int64))
+
+    def members(self, row: int) -> tuple[Tensor, Tensor]:
+        """The magnitudes in a bin, largest first and by index among equals, and their places."""
+        values, places = [], []
+        for block in np.flatnonzero(self._counts[row]):
+            start, delta_N = self._block(int(block))
+            inside = torch.from_numpy(np.flatnonzero(_bins_of(delta_N) == int(self._bins[row])))
+            values.append(delta_N[inside].abs())
+            places.append(inside + start)
+        magnitudes, order = torch.cat(values).sort(descending=True, stable=True)
+        return magnitudes, torch.cat(places)[order]
+
+    def sums_up_to(self, columns: Callable[[int, int], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        """Sums of other numbers over the elements of each bin and all larger ones, shape (columns, bins).
+
+        ``columns(start, stop)``: the numbers of elements [start, stop), shape (columns, stop - start).
+        """
+        sums = np.zeros((len(columns(0, 0)), _BINS))
+        for block in range(self._counts.shape[1]):
+            start, delta_N = self._block(block)
+            bins = _bins_of(delta_N).astype(np.intp)
+            for column, numbers in zip(sums, columns(start, start + len(bins)), strict=True):
+                column += np.bincount(bins, numbers, minlength=_BINS)
+        return sums[:, self._bins].cumsum(axis=1)
 
     @functools.cached_property
     def _sums_up_to(self) -> npt.NDArray[np.float64]:
         """The sum of the magnitudes in each bin and all larger ones; read off the counts where they tell."""
-        if self._dtype == torch.bfloat16:
+        if self._is_exact:
             of_bin = (self._bins.astype(np.uint32) << _BIN_SHIFT).view(np.float32).astype(np.float64)
             return np.cumsum(of_bin * self._counts.sum(axis=1, dtype=np.int64))
-        sums = np.zeros(_BINS)
-        for block in range(self._counts.shape[1]):
-            _, delta_N = self._block(block)
-            sums += np.bincount(_bins_of(delta_N), delta_N.abs().double().numpy(), minlength=_BINS)
-        return np.cumsum(sums[self._bins])
+        (sums,) = self.sums_up_to(lambda start, stop: self._delta(start, stop).abs().double().numpy()[None])
+        return np.asarray(sums)
 
     def _exact_bin(self, row: int, wanted: int) -> Kept:
         """The bin is one magnitude: find the place of its ``wanted``-th element."""
@@ -105,19 +143,8 @@ class MagnitudeIndex:
 
     def _sorted_bin(self, row: int, wanted: int) -> Kept:
         """The bin holds several magnitudes: find the ``wanted``-th of them."""
-        magnitudes, places = self._sorted_members(row)
+        magnitudes, places = self.members(row)
         return Kept(threshold=float(magnitudes[wanted - 1]), ties_end=int(places[wanted - 1]) + 1)
-
-    def _sorted_members(self, row: int) -> tuple[Tensor, Tensor]:
-        """The magnitudes in a bin, largest first and by index among equals, and their places."""
-        values, places = [], []
-        for block in np.flatnonzero(self._counts[row]):
-            start, delta_N = self._block(int(block))
-            inside = torch.from_numpy(np.flatnonzero(_bins_of(delta_N) == int(self._bins[row])))
-            values.append(delta_N[inside].abs())
-            places.append(inside + start)
-        magnitudes, order = torch.cat(values).sort(descending=True, stable=True)
-        return magnitudes, torch.cat(places)[order]
 
     def _block(self, block: int) -> tuple[int, Tensor]:
         start = block * self._block_elements
