@@ -16,6 +16,7 @@ from merge_engine.methods.table import FAMILIES
 from merge_engine.plan import Plan, TensorJob, TensorRef, make_plan
 from merge_engine.preparation import JobInputs, Preparation
 from merge_engine.runner import CompilePolicy, Runner
+from merge_engine.source_tensors import SourceTensors
 from merge_engine.spec.recipe import Recipe
 from merge_engine.tensor_files import MERGE_DTYPES
 
@@ -35,7 +36,7 @@ class Engine:
     def __init__(self, *, seed: int = 0, device: str = "cpu", compile: CompilePolicy = "auto") -> None:
         self._runner = Runner(device=device, policy=compile)
         self._device = device
-        self._preparation = Preparation(seed)
+        self._preparation = Preparation(seed, SourceTensors())
 
     def check(self, recipe: Recipe) -> None:
         """Raise `PlanError` with every problem of ``recipe``, from the models' headers alone."""

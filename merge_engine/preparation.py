@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor
 from merge_engine.magnitudes import Kept, MagnitudeIndex
 from merge_engine.methods.random_field import field_key, field_N
 from merge_engine.methods.rounding import MODERATE_PARAMETER, is_moderate, read
+from merge_engine.methods.sce import variance
 from merge_engine.methods.task_vectors import task_vector
+from merge_engine.overlap import Overlap, overlaps
 from merge_engine.plan import TensorJob, TensorRef
+from merge_engine.row_ranks import RowRanks, row_length
+from merge_engine.selection import Selection, SelectionIndex, Where
 from merge_engine.source_tensors import SourceTensors
 from merge_engine.tensor_files import MERGE_DTYPES
 
@@ -22,14 +27,19 @@ _SUM_ELEMENTS = (
 
 
 class Preparation:
-    """Everything that was learnt about the source models of one worker."""
+    """Everything that was learnt about source models."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sources: SourceTensors) -> None:
         self.seed = seed
-        self.sources = SourceTensors()
+        self.sources = sources
         self._moderate: dict[TensorRef, bool] = {}
         self._uniforms: dict[TensorRef, Tensor] = {}
         self._magnitudes: dict[tuple[TensorRef, TensorRef, torch.dtype], MagnitudeIndex] = {}
+        self._ranks: dict[tuple[TensorRef, TensorRef, torch.dtype], RowRanks] = {}
+        self._selections: dict[tuple[tuple[TensorRef, ...], TensorRef, torch.dtype], SelectionIndex] = {}
+        self._overlaps: dict[
+            tuple[tuple[TensorRef, ...], TensorRef, torch.dtype, float], tuple[Overlap, ...]
+        ] = {}
         self._cosines: dict[tuple[TensorRef, TensorRef, torch.dtype], float] = {}
 
     def is_moderate(self, ref: TensorRef) -> bool:
@@ -58,13 +68,54 @@ class Preparation:
         """The counts of source - base as formed in ``dtype``."""
         key = (source, base, dtype)
         if key not in self._magnitudes:
-            source_N, base_N = self.sources.tensor(source), self.sources.tensor(base)
-
-            def delta(start: int, stop: int) -> Tensor:
-                return task_vector(source_N[start:stop], base_N[start:stop], dtype)
-
-            self._magnitudes[key] = MagnitudeIndex(delta, source_N.numel())
+            delta = self._delta(source, base, dtype)
+            self._magnitudes[key] = MagnitudeIndex(
+                lambda start, stop: delta(slice(start, stop)), self.sources.tensor(source).numel()
+            )
         return self._magnitudes[key]
+
+    def ranks(
+        self, source: TensorRef, base: TensorRef, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> RowRanks:
+        """The ranks of source - base as formed in ``dtype``."""
+        key = (source, base, dtype)
+        if key not in self._ranks:
+            delta = self._delta(source, base, dtype)
+            self._ranks[key] = RowRanks(
+                lambda start, stop: delta(slice(start, stop)), math.prod(shape), row_length(shape)
+            )
+        return self._ranks[key]
+
+    def selections(
+        self, sources: tuple[TensorRef, ...], base: TensorRef, dtype: torch.dtype
+    ) -> SelectionIndex:
+        """Counts of the variances of source - base over the sources, as formed in ``dtype``."""
+        key = (sources, base, dtype)
+        if key not in self._selections:
+            self._selections[key] = SelectionIndex(
+                [self._delta(source, base, dtype) for source in sources],
+                lambda deltas: variance(deltas, dtype),
+                self.sources.tensor(base).numel(),
+            )
+        return self._selections[key]
+
+    def overlaps(
+        self, sources: tuple[TensorRef, ...], base: TensorRef, dtype: torch.dtype, epsilon: float
+    ) -> tuple[Overlap, ...]:
+        """How the changes of source - base by more than ``epsilon``, as held in ``dtype``, overlap."""
+        key = (sources, base, dtype, epsilon)
+        if key not in self._overlaps:
+            self._overlaps[key] = overlaps(
+                [self._delta(source, base, dtype) for source in sources],
+                self.sources.tensor(base).numel(),
+                torch.tensor(epsilon, dtype=dtype),
+            )
+        return self._overlaps[key]
+
+    def _delta(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> Callable[[Where], Tensor]:
+        """Elements of source - base as formed in ``dtype``."""
+        source_N, base_N = self.sources.tensor(source), self.sources.tensor(base)
+        return lambda where: task_vector(source_N[where], base_N[where], dtype)
 
     def cosine(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> float:
         """Cosine of the angle between two tensors, as read in ``dtype``."""
@@ -105,6 +156,24 @@ class JobInputs:
 
     def sums(self, source: int, density: float) -> tuple[float, float]:
         return self._magnitudes(source).sums(self._count(density))
+
+    def largest(self, source: int, count: int) -> Kept:
+        return self._magnitudes(source).kept(count)
+
+    def sum_of_largest(self, source: int, count: int) -> tuple[float, float]:
+        return self._magnitudes(source).sums(count)
+
+    def ranks(self, source: int) -> RowRanks:
+        assert self.job.base is not None
+        return self.preparation.ranks(self.job.sources[source], self.job.base, self.dtype, self.job.shape)
+
+    def selection(self, share: float) -> Selection:
+        assert self.job.base is not None
+        return self.preparation.selections(self.job.sources, self.job.base, self.dtype).select(share)
+
+    def overlaps(self, epsilon: float) -> tuple[Overlap, ...]:
+        assert self.job.base is not None
+        return self.preparation.overlaps(self.job.sources, self.job.base, self.dtype, epsilon)
 
     def key(self, source: int, block: int) -> tuple[int, int]:
         return self.preparation.field_key(self.job.sources[source], block)

@@ -12,17 +12,17 @@ from merge_engine.layers import LayerNames, layer_names
 from merge_engine.plan import TensorRef
 from merge_engine.sources import resolve
 from merge_engine.spec.recipe import Recipe
-from merge_engine.tensor_files import MappedFiles
+from merge_engine.tensor_files import MappedFiles, TensorFiles
 from merge_engine.vocabulary.alignment import Alignment, align
 from merge_engine.vocabulary.gather import gather
 from merge_engine.vocabulary.row_map import RowMap
 
 
 class SourceTensors:
-    """Opens each model once, by the reference a recipe gives it."""
+    """Opens each model once, by the reference a recipe gives it. ``files``: None for `MappedFiles`."""
 
-    def __init__(self) -> None:
-        self._files = MappedFiles()
+    def __init__(self, files: TensorFiles | None = None) -> None:
+        self._files = MappedFiles() if files is None else files
         self._headers: dict[str, CheckpointHeader] = {}
         self._fingerprints: dict[str, str] = {}
         self._names: dict[Path, LayerNames] = {}
@@ -63,6 +63,10 @@ class SourceTensors:
             for plain in (TensorRef(model=ref.model, name=ref.name), *ref.donors)
         )
         return gather(rows, own, donors).view(-1)
+
+    def forget_tensors(self) -> None:
+        """Let go of every tensor handed out so far, but not of what is known about the models."""
+        self._tensors.clear()
 
     def fingerprint(self, reference: str) -> str:
         """`merge_engine.fingerprint.fingerprint` of a model, found once."""

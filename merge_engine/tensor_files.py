@@ -1,8 +1,12 @@
-"""Tensors of safetensors files as views of the mapped file: nothing is copied."""
+"""Tensors of safetensors files: views of mapped files, or windows that last as long as they are used."""
 
 from __future__ import annotations
 
+import mmap
+import os
+import weakref
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,22 +30,25 @@ STORED_DTYPES = {
 }
 MERGE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+_WINDOW_FROM_BYTES = 2**18  # a window costs a file descriptor and a mapping; less is read
+
+
+class TensorFiles(Protocol):
+    """Where tensors come from."""
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """The stored tensor, flat, shape (N,). It must not be written to. Raises `CheckpointError`."""
+
 
 class MappedFiles:
-    """Open files by path; each is mapped once, privately: writing to a view never reaches the file."""
+    """Files mapped once, privately, and kept so: for many merges of the same models."""
 
     def __init__(self) -> None:
         self._bytes: dict[Path, Tensor] = {}
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """The tensor as a flat view of its file, shape (N,). It must not be written to."""
-        if info.dtype not in STORED_DTYPES:
-            raise CheckpointError(f"{info.file}: dtype {info.dtype} cannot be merged")
-        dtype = STORED_DTYPES[info.dtype]
-        raw = self._map(info.file)[info.begin : info.end]
-        if info.begin % dtype.itemsize:  # a legal file whose header is not padded to the item size
-            raw = raw.clone()
-        return raw.view(dtype)
+        return _typed(self._map(info.file)[info.begin : info.end], info)
 
     def _map(self, file: Path) -> Tensor:
         if file not in self._bytes:
@@ -51,3 +58,53 @@ class MappedFiles:
             except RuntimeError as error:
                 raise CheckpointError(f"{file}: cannot be mapped: {error}") from error
         return self._bytes[file]
+
+
+class FileWindows:
+    """Each tensor is mapped on its own until nothing refers to it any more: for one merge of any size.
+
+    Neither the address space nor the resident set ever holds more of the files than the tensors in use.
+    """
+
+    def __init__(self) -> None:
+        self._windows: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """The tensor as a flat view of its window, shape (N,). It must not be written to."""
+        begin = info.begin - info.begin % mmap.ALLOCATIONGRANULARITY
+        try:
+            with info.file.open("rb") as file:
+                if info.end - info.begin < _WINDOW_FROM_BYTES:
+                    file.seek(info.begin)
+                    return _typed(_bytes(bytearray(file.read(info.end - info.begin))), info)
+                window = mmap.mmap(file.fileno(), info.end - begin, access=mmap.ACCESS_COPY, offset=begin)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{info.file}: cannot be read: {error}") from error
+        self._windows.add(window)
+        return _typed(_bytes(window)[info.begin - begin :], info)
+
+    def drop_pages(self) -> None:
+        """Give back the memory of all windows; what is used again comes from the page cache."""
+        for window in list(self._windows):
+            window.madvise(mmap.MADV_DONTNEED)
+
+
+def read_ahead(info: TensorInfo) -> None:
+    """Ask the operating system to have the bytes of a tensor in its page cache soon."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with info.file.open("rb") as file:
+        os.posix_fadvise(file.fileno(), info.begin, info.end - info.begin, os.POSIX_FADV_WILLNEED)
+
+
+def _bytes(buffer: bytearray | mmap.mmap) -> Tensor:
+    return torch.frombuffer(buffer, dtype=torch.uint8) if len(buffer) else torch.empty(0, dtype=torch.uint8)
+
+
+def _typed(raw: Tensor, info: TensorInfo) -> Tensor:
+    if info.dtype not in STORED_DTYPES:
+        raise CheckpointError(f"{info.file}: dtype {info.dtype} cannot be merged")
+    dtype = STORED_DTYPES[info.dtype]
+    if raw.storage_offset() % dtype.itemsize:  # a legal file whose header is not padded to the item size
+        raw = raw.clone()
+    return raw.view(dtype)
