@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from merge_engine.engine import Engine
-from merge_engine.new_folder import copy_files, new_folder
+from merge_engine.new_folder import new_folder
 from merge_engine.plan import Plan
-from merge_engine.shards import TensorSpec, write_json, write_shards, write_text
+from merge_engine.shards import TensorSpec, write_json, write_shards
 from merge_engine.spec.recipe import Recipe, parse_recipe
 from merge_engine.spec.yaml_io import load_yaml
-from merge_engine.tokenizer_files import (
-    CHAT_TEMPLATE_FILE,
-    TOKENIZER_FILES,
-    chat_template,
-    tokenizer_reference,
-)
+from merge_engine.tokenizer_files import config_aligner, write_tokenizer
+from merge_engine.vocabulary.chat_templates import chosen_template
+from merge_engine.vocabulary.tokens import json_of
 
 _LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -30,17 +27,17 @@ def write_model(engine: Engine, recipe: Recipe, out: Path, *, shard_bytes: float
     take it.
     """
     plan = engine.plan(recipe)
-    folders = {reference: engine.header(reference).folder for reference in recipe.model_references()}
-    tokenizer = folders[tokenizer_reference(recipe, plan.config_source, folders)]
-    template = chat_template(recipe, list(folders.values()))
+    folders = [engine.header(reference).folder for reference in recipe.model_references()]
+    template = chosen_template(recipe.chat_template, folders)
+    aligned = config_aligner(plan.alignment, plan.config_source, engine.header)
     specs = [TensorSpec(name=job.name, dtype=engine.result_dtype(job), shape=job.shape) for job in plan.jobs]
     with new_folder(Path(out)) as folder:
         write_shards(folder, specs, engine.stream(recipe), shard_bytes)
-        copy_files(folders[plan.config_source], folder, ("generation_config.json",))
-        copy_files(tokenizer, folder, TOKENIZER_FILES if template is None else _without_template())
-        if template is not None:
-            write_text(folder / CHAT_TEMPLATE_FILE, template)
-        write_json(folder / "config.json", merged_config(engine, plan))
+        write_tokenizer(plan.alignment, template, engine.header, folder)
+        generation = engine.header(plan.config_source).folder / "generation_config.json"
+        if generation.is_file():
+            write_json(folder / generation.name, aligned(json_of(generation)))
+        write_json(folder / "config.json", aligned(merged_config(engine, plan)))
 
 
 def merge_config(text: str, out: Path, *, seed: int = 0, shard_bytes: float = 5e9) -> None:
@@ -62,7 +59,3 @@ def merged_config(engine: Engine, plan: Plan) -> dict[str, Any]:
         elif "layer" in key and isinstance(value, list) and len(value) == old_count:
             config[key] = [engine.header(origin.model).config[key][origin.index] for origin in plan.layers]
     return config
-
-
-def _without_template() -> tuple[str, ...]:
-    return tuple(name for name in TOKENIZER_FILES if not name.startswith("chat_template"))

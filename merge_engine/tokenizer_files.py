@@ -1,100 +1,97 @@
-"""The tokenizer of a merged model: whose files are copied, and whether the models' vocabularies allow it."""
+"""The tokenizer files of a merged model, and its configs brought to its vocabulary."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from merge_engine.errors import PlanError, Problem
-from merge_engine.spec.recipe import Recipe
+from merge_engine.checkpoint_header import CheckpointHeader
+from merge_engine.errors import CheckpointError
+from merge_engine.new_folder import copy_files
+from merge_engine.shards import write_json, write_text
+from merge_engine.sources import resolve
+from merge_engine.vocabulary.alignment import Alignment
+from merge_engine.vocabulary.chat_templates import FILE as CHAT_TEMPLATE_FILE
+from merge_engine.vocabulary.extension import extended
+from merge_engine.vocabulary.token_ids import renumbered, renumbering, with_rows
+from merge_engine.vocabulary.tokens import CONFIG_FILE, TOKENIZER_FILE, json_of, read_vocabulary
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "chat_template.jinja", "chat_template.json",
+_TEMPLATE_FILES = (CHAT_TEMPLATE_FILE, "chat_template.json")
+_SLOW_FILES = (  # other forms of what is in tokenizer.json: stale once that has more tokens
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model",
 )  # fmt: skip
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-_VOCABULARY_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = (TOKENIZER_FILE, CONFIG_FILE, "special_tokens_map.json", *_SLOW_FILES, *_TEMPLATE_FILES)
+HeaderOf = Callable[[str], CheckpointHeader]
+Config = Mapping[str, Any]
 
 
-def tokenizer_reference(recipe: Recipe, default: str, folders: Mapping[str, Path]) -> str:
-    """The model whose tokenizer the result gets.
+def write_tokenizer(alignment: Alignment, template: str | None, header_of: HeaderOf, out: Path) -> None:
+    """Write the tokenizer of the result into the folder ``out``: that of a model, with its new tokens.
 
-    ``folders``: the folder of every model in the recipe. ``default`` is the base, or the first model. Raises
-    `PlanError` where the recipe's ``tokenizer_source`` would need embeddings to be rearranged.
+    ``template``: the chat template in place of the tokenizer's own, if not None. Raises `CheckpointError`.
     """
-    source = recipe.tokenizer_source
-    if source in (None, "base"):
-        return default
-    if source == "union":
-        _same_vocabulary("tokenizer_source: union", {default: folders[default], **folders})
-        return default
-    reference = source.removeprefix("model:")
-    if reference not in folders:
-        known = ", ".join(folders)
-        raise PlanError(
-            [Problem("tokenizer_source", f"{source!r} is no model of the recipe", f"known: {known}")]
-        )
-    _same_vocabulary(
-        f"tokenizer_source: {source}", {name: folders[name] for name in dict.fromkeys([default, reference])}
+    folder = _folder(alignment.tokenizer, header_of)
+    left_out = set(_TEMPLATE_FILES) if template is not None else set()
+    if alignment.new:
+        left_out |= {TOKENIZER_FILE, CONFIG_FILE, *_SLOW_FILES}
+        _write_extended(alignment, folder, header_of, out)
+    copy_files(folder, out, [name for name in TOKENIZER_FILES if name not in left_out])
+    if template is not None:
+        write_text(out / CHAT_TEMPLATE_FILE, template)
+
+
+def config_aligner(
+    alignment: Alignment, source: str, header_of: HeaderOf
+) -> Callable[[Config], dict[str, Any]]:
+    """What turns configs of the model ``source`` into those of the result: token numbers, ``vocab_size``.
+
+    For config.json and generation_config.json (which has no ``vocab_size``). Raises `CheckpointError`.
+    """
+    rows = alignment.rows
+    if rows is None:
+        return dict
+    owner_folder = _folder(alignment.tokenizer, header_of)
+    renumber = renumbering(
+        alignment, read_vocabulary(owner_folder), read_vocabulary(header_of(source).folder)
     )
-    return reference
-
-
-def chat_template(recipe: Recipe, folders: Sequence[Path]) -> str | None:
-    """The chat template that the recipe asks for, or None to keep the one that comes with the tokenizer.
-
-    ``auto`` is the most frequent template of the models, the first of those in a draw.
-    """
-    wanted = recipe.chat_template
-    if wanted is None:
-        return None
-    if wanted == "auto":
-        templates = [template for template in map(template_of, folders) if template is not None]
-        return Counter(templates).most_common(1)[0][0] if templates else None
-    if "{" in wanted:
-        return wanted
-    raise PlanError([Problem("chat_template", f"unknown: {wanted!r}", "give 'auto' or a Jinja template")])
-
-
-def template_of(folder: Path) -> str | None:
-    """The chat template of a model folder."""
-    file = folder / CHAT_TEMPLATE_FILE
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = _json_of(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else None
-
-
-def _same_vocabulary(where: str, folders: Mapping[str, Path]) -> None:
-    vocabularies = {name: _vocabulary(folder) for name, folder in folders.items()}
-    first = next(iter(vocabularies))
-    differing = [name for name, vocabulary in vocabularies.items() if vocabulary != vocabularies[first]]
-    if differing:
-        what = f"the vocabulary of {', '.join(differing)} differs from that of {first}"
-        raise PlanError(
-            [Problem(where, what, "bring the models to one tokenizer first, or use tokenizer_source: base")]
-        )
-
-
-def _vocabulary(folder: Path) -> object:
-    """Something that is equal for two folders whose tokenizers number the same tokens alike."""
-    data = _json_of(folder / "tokenizer.json")
-    if data:
-        added = data.get("added_tokens") or []
-        return data.get("model", {}).get("vocab"), [
-            (token.get("id"), token.get("content")) for token in added
-        ]
-    return {name: (folder / name).read_bytes() for name in _VOCABULARY_FILES if (folder / name).is_file()}
-
-
-def _json_of(file: Path) -> dict[str, Any]:
-    """The content of a JSON file, empty where there is none that can be read."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+        instead = header_of(alignment.tokenizer).config
+    except CheckpointError:  # a folder with nothing but a tokenizer
+        instead = {}
+
+    def aligned(config: Config) -> dict[str, Any]:
+        changed = renumbered(config, renumber, instead)
+        return with_rows(changed, rows) if "model_type" in config else changed
+
+    return aligned
+
+
+def _folder(reference: str, header_of: HeaderOf) -> Path:
+    """The folder of a model; one that is not merged need not hold more than a tokenizer."""
+    try:
+        return header_of(reference).folder
+    except CheckpointError:
+        return resolve(reference)
+
+
+def _write_extended(alignment: Alignment, folder: Path, header_of: HeaderOf, out: Path) -> None:
+    names = dict.fromkeys(token.model for token in alignment.new if token.model is not None)
+    donors = {model: json_of(_folder(model, header_of) / TOKENIZER_FILE) for model in names}
+    data = extended(json_of(folder / TOKENIZER_FILE), alignment.new, alignment.first_new, donors)
+    write_json(out / TOKENIZER_FILE, data)
+    if (folder / CONFIG_FILE).is_file():
+        write_json(out / CONFIG_FILE, _with_added(json_of(folder / CONFIG_FILE), data, alignment))
+
+
+def _with_added(config: dict[str, Any], data: Mapping[str, Any], alignment: Alignment) -> dict[str, Any]:
+    """tokenizer_config.json with the new added tokens, where it lists them too."""
+    if not isinstance(config.get("added_tokens_decoder"), dict):
+        return config
+    entries = {
+        str(entry["id"]): {name: value for name, value in entry.items() if name != "id"}
+        for entry in data["added_tokens"]
+        if entry["id"] >= alignment.first_new
+    }
+    return config | {"added_tokens_decoder": {**config["added_tokens_decoder"], **entries}}
