@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fitness.errors import ModelError, OutOfMemory
+from fitness.rewiring import Rewiring
 from fitness.weight_names import match_names
 
 _DEFAULT_MAX_TOKENS = 2048  # lm-eval's, for a model that states no context length
@@ -27,11 +29,12 @@ class ResidentModel:
         dtype: of all weights.
         checkpoint_names: the names that streams will bring; None takes those of the folder's safetensors
             files, or the model's own if it has none.
+        rewires: streams may bring any number of layers, and their tensors become the model's own.
         trust_remote_code: run the model code that the folder names.
 
     Raises:
-        ModelError: the folder holds no causal language model of transformers, or one whose tensors in memory
-            are not those of its checkpoint.
+        ModelError: the folder holds no causal language model of transformers, one whose tensors in memory
+            are not those of its checkpoint, or one that cannot be rewired.
     """
 
     def __init__(
@@ -41,14 +44,21 @@ class ResidentModel:
         dtype: torch.dtype,
         device: torch.device,
         checkpoint_names: Collection[str] | None = None,
+        rewires: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         self.device = device
+        self.dtype = dtype
         self.forward_s = 0.0
         self._model = _build(folder, dtype, device, trust_remote_code)
         self.config = self._model.config
         self._names = match_names(self._model, checkpoint_names or _names_in(folder))
         self._tensors = dict(self._names.tensors)
+        self._rewiring: Rewiring | None = None
+        if rewires:
+            self._tensors = {}
+            self._names = replace(self._names, tensors={})
+            self._rewiring = Rewiring(self._model, self._names, device=device, dtype=dtype)
         self._accepted = set(inspect.signature(self._model.forward).parameters)
         if "past_key_values" not in self._accepted:
             raise ModelError(
@@ -58,16 +68,20 @@ class ResidentModel:
         self.pad_id = int(self.config.pad_token_id or 0)  # masked everywhere: any real token does
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The weights by checkpoint name, tied ones once."""
+        """The weights by checkpoint name, tied ones once; none where the model is rewired."""
         return self._tensors
 
     @torch.no_grad()
     def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes every weight from ``stream``; one that is the resident tensor itself is not copied.
+        """Takes every weight from ``stream``; one that is the resident tensor itself is not copied, and a
+        rewired model copies none.
 
         Raises:
             ModelError: names are missing or unknown, shapes differ, or two tied tensors are not equal.
         """
+        if self._rewiring is not None:
+            self._rewiring.load(stream)
+            return
         seen: set[str] = set()
         twins: list[tuple[str, Tensor]] = []
         problems: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,6 +41,9 @@ class TransformersBackend:
         batch_size: rows per forward pass; None chooses what fits ``memory_bytes``. Scores depend on it in the
             last digits: choose once, then give the same to every worker of a search.
         memory_bytes: what batches may take; None takes the memory that is free now.
+        most_layers: None: every candidate is as deep as the folder's model and is written into its storage. A
+            number: candidates have up to so many layers, their tensors are kept as they come, and `tensors`
+            is empty.
         checkpoint_names, trust_remote_code: as in `ResidentModel`.
 
     Raises:
@@ -56,6 +60,7 @@ class TransformersBackend:
         device: str = "cpu",
         batch_size: int | None = None,
         memory_bytes: int | None = None,
+        most_layers: int | None = None,
         checkpoint_names: Collection[str] | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -64,12 +69,13 @@ class TransformersBackend:
             dtype=getattr(torch, dtype),
             device=torch.device(device),
             checkpoint_names=checkpoint_names,
+            rewires=most_layers is not None,
             trust_remote_code=trust_remote_code,
         )
         tokenizer = _tokenizer(folder, trust_remote_code)
         encoder = Encoder(tokenizer, context_tokens(self._model.config, tokenizer))
         self._tasks = build_suite(suite, encoder)
-        self._batch_size = batch_size or self._fitting_rows(memory_bytes)
+        self._batch_size = batch_size or self._fitting_rows(memory_bytes, most_layers)
         self._runners = {
             split: _Runner(tokenizer, tasks, self._batch_size, self._model)
             for split, tasks in self._tasks.items()
@@ -129,11 +135,10 @@ class TransformersBackend:
             first = self._tasks[split][0]
             raise ScoringError(first.name, first.specs[0].metric, str(error)) from error
 
-    def _fitting_rows(self, memory_bytes: int | None) -> int:
+    def _fitting_rows(self, memory_bytes: int | None, most_layers: int | None) -> int:
         requests = [request for tasks in self._tasks.values() for task in tasks for request in task.requests]
-        facts = ModelFacts.from_config(
-            self._model.config.to_dict(), weight_bytes=next(iter(self.tensors().values())).element_size()
-        )
+        facts = ModelFacts.from_config(self._model.config.to_dict(), weight_bytes=self._model.dtype.itemsize)
+        facts = replace(facts, layers=most_layers or facts.layers)
         return auto_batch_size(
             facts,
             _free_bytes(self._model.device) if memory_bytes is None else memory_bytes,

@@ -19,9 +19,12 @@ _SHOWN_NAMES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightNames:
-    """``tensors``: storage by checkpoint name. ``twins``: tied names -> the name that has the storage."""
+    """``tensors``: storage by checkpoint name. ``keys``: by checkpoint name too, all names that it has in the
+    model's state. ``twins``: tied names -> the name that has the storage.
+    """
 
     tensors: Mapping[str, Tensor]
+    keys: Mapping[str, tuple[str, ...]]
     twins: Mapping[str, str]
     ignored: tuple[str, ...]  # patterns of names that a stream may bring and the model does not take
 
@@ -63,14 +66,21 @@ def match_names(model: Any, checkpoint_names: Collection[str] | None) -> WeightN
     ]
     if unknown or unfed:
         raise ModelError(_mismatch(type(model).__name__, unknown, unfed))
+    keys: dict[str, list[str]] = {name: [] for name in tensors}
     # A tied tensor's other name may come in a stream even where this checkpoint leaves it out.
     for name, tensor in state.items():
         first = by_storage[tensor.data_ptr(), tuple(tensor.shape)]
+        keys[first].append(name)
         if name not in tensors and _strip(name, model.base_model_prefix) != _strip(
             first, model.base_model_prefix
         ):
             twins.setdefault(name, first)
-    return WeightNames(tensors=tensors, twins=twins, ignored=ignored)
+    return WeightNames(
+        tensors=tensors,
+        keys={name: tuple(own) for name, own in keys.items()},
+        twins=twins,
+        ignored=ignored,
+    )
 
 
 def _strip(name: str, prefix: str) -> str:

@@ -31,11 +31,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_model(folder: Path, config: str, settings: dict[str, Any]) -> Any:
+def save_model(folder: Path, config: str, settings: dict[str, Any], seed: int = 0) -> Any:
     import transformers
 
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**settings))
         for parameter in model.parameters():
             if parameter.dim() == 2:
