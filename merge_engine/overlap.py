@@ -22,7 +22,7 @@ class Overlap:
 def overlaps(
     deltas: Sequence[Callable[[slice], Tensor]], elements: int, epsilon: Tensor
 ) -> tuple[Overlap, ...]:
-    """The overlap of each task vector; an element counts as changed where its magnitude is above ``epsilon``."""
+    """The overlap of each task vector; what is changed has a magnitude above ``epsilon``."""
     changed, unique = [0] * len(deltas), [0] * len(deltas)
     for start in range(0, elements, _BLOCK_ELEMENTS):
         where = slice(start, min(start + _BLOCK_ELEMENTS, elements))

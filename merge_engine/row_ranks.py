@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 LEVELS = 32
-STRIDE = LEVELS + 2  # of a row's thresholds: before them one that everything reaches, after them one that none does
+STRIDE = (
+    LEVELS + 2
+)  # of a row's thresholds: before them one that everything reaches, after them one that none does
 _BATCH_ELEMENTS = 2**18
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 

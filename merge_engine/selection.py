@@ -25,8 +25,8 @@ _SUM_ELEMENTS = 2**15  # torch sums so many in one thread: the result does not d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """``kept``: the elements by their variance; None: all. ``energies``: for each model, the sum of the squares of
-    its task vector over them."""
+    """``kept``: the elements by their variance; None: all. ``energies``: for each model, the sum of the
+    squares of its task vector over them."""
 
     kept: Kept | None
     energies: tuple[float, ...]
@@ -51,7 +51,7 @@ class SelectionIndex:
 
     def select(self, share: float) -> Selection:
         """``share`` of those elements on which the models differ at all; with share 1 simply all elements."""
-        if share >= 1.0 or not self._elements:
+        if share >= 1.0:
             return Selection(kept=None, energies=self._all_energies)
         count = int(share * self._index.nonzero)
         kept = self._index.kept(count)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from merge_engine.magnitudes import Kept
+from merge_engine.overlap import Overlap
 from merge_engine.plan import TensorJob
+from merge_engine.row_ranks import RowRanks
+from merge_engine.selection import Selection
 
 SHORT_ELEMENTS = 2**16  # a shorter tensor is merged together with its neighbours, and never compiled
 GROUP_ELEMENTS = 2**17  # how many elements neighbours may have together: temporaries stay in a core's cache
@@ -54,6 +57,21 @@ class Inputs(Protocol):
 
     def sums(self, source: int, density: float) -> tuple[float, float]:
         """The sum of the magnitudes of that source's task vector: of all, and of its ``density`` largest."""
+
+    def largest(self, source: int, count: int) -> Kept:
+        """Which elements are the ``count`` largest of that source's task vector."""
+
+    def sum_of_largest(self, source: int, count: int) -> tuple[float, float]:
+        """The sum of the magnitudes of that source's task vector: of all, and of its ``count`` largest."""
+
+    def ranks(self, source: int) -> RowRanks:
+        """How large the elements of that source's task vector are among their rows."""
+
+    def selection(self, share: float) -> Selection:
+        """On which ``share`` of the elements the sources differ most, and how far each has moved there."""
+
+    def overlaps(self, epsilon: float) -> tuple[Overlap, ...]:
+        """For each source, how many elements it changes by more than ``epsilon``, alone and with others."""
 
     def key(self, source: int, block: int) -> tuple[int, int]:
         """Two signed 32-bit numbers that fix the uniforms of that source in a block of the tensor."""

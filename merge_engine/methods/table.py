@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from merge_engine.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
+from merge_engine.methods.consensus_ta import CONSENSUS_TA
 from merge_engine.methods.dare import DARE_LINEAR, DARE_TIES
+from merge_engine.methods.della import DELLA, DELLA_LINEAR
 from merge_engine.methods.family import Family
 from merge_engine.methods.linear import LINEAR
 from merge_engine.methods.passthrough import PASSTHROUGH
+from merge_engine.methods.ram import RAM, RAMPLUS_TL
+from merge_engine.methods.sce import SCE
 from merge_engine.methods.slerp import SLERP
 from merge_engine.methods.task_arithmetic import TASK_ARITHMETIC
 from merge_engine.methods.ties import TIES
@@ -19,5 +24,13 @@ FAMILIES: Mapping[str, Family] = {
     "ties": TIES,
     "dare_ties": DARE_TIES,
     "dare_linear": DARE_LINEAR,
+    "breadcrumbs": BREADCRUMBS,
+    "breadcrumbs_ties": BREADCRUMBS_TIES,
+    "della": DELLA,
+    "della_linear": DELLA_LINEAR,
+    "sce": SCE,
+    "ram": RAM,
+    "ramplus_tl": RAMPLUS_TL,
+    "consensus_ta": CONSENSUS_TA,
     "passthrough": PASSTHROUGH,
 }

@@ -5,6 +5,7 @@ Adding a method is one row here and one kernel file. Defaults are those of merge
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,11 @@ from merge_engine.spec.values import Scalar
 TASK_ARITHMETIC = "Ilharco et al. 2022, Editing Models with Task Arithmetic, arXiv 2212.04089"
 TIES = "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708"
 DARE = "Yu et al. 2023, Language Models are Super Mario, arXiv 2311.03099"
+BREADCRUMBS = "Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795"
+DELLA = "Deep et al. 2024, DELLA-Merging, arXiv 2406.11617"
+SCE = "Wan et al. 2024, FuseChat, arXiv 2408.07990"
+RAM = "Yuan et al. 2026, Behavior Knowledge Merge in Reinforced Agentic Models, arXiv 2601.13572"
+TALL_MASKS = "Wang et al. 2024, Localizing Task Information for Improved Model Merging, arXiv 2405.07813"
 MODEL_SOUPS = "Wortsman et al. 2022, Model Soups, arXiv 2203.05482"
 SLERP = "Shoemake 1985, Animating Rotation with Quaternion Curves, SIGGRAPH"
 
@@ -128,6 +134,35 @@ def _rescale(default: bool, text: str) -> Parameter:
 
 _DARE_RESCALE = _rescale(True, "divide what is kept by the density, so that the expectation stays")
 _TIES_RESCALE = _rescale(False, "scale what is kept to the sum of magnitudes of the whole task vector")
+_BREADCRUMBS_RESCALE = _rescale(False, "scale what is kept to the sum of magnitudes of the whole task vector")
+_DELLA_RESCALE = _rescale(True, "scale what is kept so that the sum of magnitudes stays, in expectation")
+_GAMMA = Parameter(
+    name="gamma",
+    help="share of the elements of this model's task vector, the largest, that is left out",
+    default=0.01,
+    low=0.0,
+    high=1.0,
+    search_low=0.0,
+    search_high=0.1,
+)
+_DELLA_EPSILON = Parameter(
+    name="epsilon",
+    help="how far the largest and the smallest elements' probabilities to be kept are from the density",
+    default=0.15,
+    low=0.0,
+    high=0.5,
+    search_low=0.0,
+    search_high=0.3,
+)
+_RAM_EPSILON = Parameter(
+    name="epsilon",
+    help="an element is changed by a model where its task vector is larger than this",
+    scope="global",
+    default=1e-5,
+    low=0.0,
+    search_low=0.0,
+    search_high=1e-3,
+)
 
 METHODS: Mapping[str, Method] = MethodTable(
     Method(
@@ -176,6 +211,145 @@ METHODS: Mapping[str, Method] = MethodTable(
         paper=DARE,
         base="required",
         parameters=(_weight(1.5), _DENSITY, _normalize(False), _LAMBDA, _DARE_RESCALE, _INT8_MASK),
+    ),
+    Method(
+        name="breadcrumbs",
+        help="base plus task vectors without their largest and smallest elements",
+        paper=BREADCRUMBS,
+        base="required",
+        parameters=(
+            _weight(1.5),
+            _DENSITY,
+            _GAMMA,
+            _normalize(False),
+            _LAMBDA,
+            _BREADCRUMBS_RESCALE,
+            _INT8_MASK,
+        ),
+    ),
+    Method(
+        name="breadcrumbs_ties",
+        help="base plus task vectors without their largest and smallest elements that agree in sign",
+        paper=BREADCRUMBS,
+        base="required",
+        parameters=(
+            _weight(1.5),
+            _DENSITY,
+            _GAMMA,
+            _normalize(False),
+            _LAMBDA,
+            _BREADCRUMBS_RESCALE,
+            _INT8_MASK,
+        ),
+    ),
+    Method(
+        name="della",
+        help="base plus task vectors, dropped at random by magnitude, that agree in sign",
+        paper=DELLA,
+        base="required",
+        parameters=(
+            _weight(1.5),
+            _DENSITY,
+            _DELLA_EPSILON,
+            _normalize(True),
+            _LAMBDA,
+            _DELLA_RESCALE,
+            _INT8_MASK,
+        ),
+    ),
+    Method(
+        name="della_linear",
+        help="base plus task vectors, dropped at random by magnitude",
+        paper=DELLA,
+        base="required",
+        parameters=(
+            _weight(1.5),
+            _DENSITY,
+            _DELLA_EPSILON,
+            _normalize(False),
+            _LAMBDA,
+            _DELLA_RESCALE,
+            _INT8_MASK,
+        ),
+    ),
+    Method(
+        name="sce",
+        help="base plus task vectors, weighted by energy, that agree in sign where the models differ most",
+        paper=SCE,
+        base="required",
+        parameters=(
+            Parameter(
+                name="select_topk",
+                help="share of the elements, those of the largest variance over the models, that is merged",
+                scope="global",
+                default=1.0,
+                low=0.0,
+                high=1.0,
+                search_low=0.1,
+                search_high=1.0,
+            ),
+            _INT8_MASK,
+        ),
+    ),
+    Method(
+        name="ram",
+        help="base plus, of each element, the mean of the task vectors that change it",
+        paper=RAM,
+        base="required",
+        parameters=(_RAM_EPSILON,),
+    ),
+    Method(
+        name="ramplus_tl",
+        help="as ram, with elements that one model alone changes scaled up by how much it shares",
+        paper=RAM,
+        base="required",
+        parameters=(
+            Parameter(
+                name="r",
+                help="how far elements that one model alone changes are scaled up",
+                scope="global",
+                default=0.1,
+                search_low=0.0,
+                search_high=1.0,
+            ),
+            Parameter(
+                name="alpha",
+                help="most that the ratio of shared to unique elements counts",
+                scope="global",
+                default=0.2,
+                low=0.0,
+                search_low=0.0,
+                search_high=1.0,
+            ),
+            dataclasses.replace(_RAM_EPSILON, search_low=None, search_high=None),
+        ),
+    ),
+    Method(
+        name="consensus_ta",
+        help="base plus the sum of the task vectors where it matters to several models",
+        paper=TALL_MASKS,
+        base="required",
+        min_models=2,
+        parameters=(
+            _weight(1.5),
+            Parameter(
+                name="mask_lambda",
+                help="how large this model's change must be against the sum of the others' to count",
+                default=0.4,
+                low=0.0,
+                search_low=0.0,
+                search_high=1.0,
+            ),
+            Parameter(
+                name="min_agreeing",
+                help="to how many models an element must matter to be changed",
+                kind="integer",
+                scope="global",
+                default=2,
+                low=0,
+            ),
+            _LAMBDA,
+        ),
     ),
     Method(
         name="passthrough",
