@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge_engine.config_layers import main_count
 from merge_engine.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -64,7 +65,7 @@ def open_header(folder: Path) -> CheckpointHeader:
                 raise CheckpointError(f"{file}: tensor {name!r} is also in {tensors[name].file.name}")
             tensors[name] = info
     _check_index(folder, tensors)
-    return CheckpointHeader(folder=folder, tensors=tensors, config=config, num_layers=_num_layers(config))
+    return CheckpointHeader(folder=folder, tensors=tensors, config=config, num_layers=main_count(config))
 
 
 def read_safetensors_header(file: Path) -> dict[str, TensorInfo]:
@@ -165,11 +166,3 @@ def read_json(file: Path, hint: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{file}: no JSON object")
     return data
-
-
-def _num_layers(config: Mapping[str, Any]) -> int | None:
-    for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
-        value = config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None

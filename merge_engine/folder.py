@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from merge_engine.config_layers import Origin, with_layers
 from merge_engine.engine import Engine
 from merge_engine.new_folder import new_folder
 from merge_engine.plan import Plan
@@ -14,8 +15,6 @@ from merge_engine.spec.yaml_io import load_yaml
 from merge_engine.tokenizer_files import config_aligner, write_tokenizer
 from merge_engine.vocabulary.chat_templates import chosen_template
 from merge_engine.vocabulary.tokens import json_of
-
-_LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def write_model(engine: Engine, recipe: Recipe, out: Path, *, shard_bytes: float = 5e9) -> None:
@@ -52,10 +51,9 @@ def merged_config(engine: Engine, plan: Plan) -> dict[str, Any]:
     if dtypes:
         config.pop("torch_dtype", None)
         config["dtype"] = max(dtypes, key=dtypes.count)
-    old_count = engine.header(plan.config_source).num_layers
-    for key, value in config.items():
-        if key in _LAYER_COUNT_KEYS and value == old_count:
-            config[key] = len(plan.layers)
-        elif "layer" in key and isinstance(value, list) and len(value) == old_count:
-            config[key] = [engine.header(origin.model).config[key][origin.index] for origin in plan.layers]
+    for stack in plan.stacks:
+        origins = [
+            Origin(config=engine.header(layer.model).config, index=layer.index) for layer in stack.layers
+        ]
+        config = with_layers(config, stack.path, stack.old_count, origins, main=stack.main)
     return config

@@ -6,87 +6,29 @@ Nothing here reads tensor data, so a recipe can be checked in full before any lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from merge_engine.checkpoint_header import CheckpointHeader, TensorInfo
+from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import CheckpointError, PlanError, Problem
-from merge_engine.layers import LayerNames, layer_names
-from merge_engine.spec.methods import METHODS, Method
-from merge_engine.spec.recipe import OutputSlice, Recipe, SliceSource
-from merge_engine.spec.values import Scalar, Value, first_match, is_filtered, layer_place
+from merge_engine.layers import LayerNames, Stack, layer_names
+from merge_engine.parts import known_modules, language_part, split
+from merge_engine.plan_parameters import Levels, ParameterValues
+from merge_engine.plan_tensors import Model, ModelTensors, architecture_problems, most_telling
+from merge_engine.plan_types import LayerOrigin, Plan, StackPlan, TensorJob, TensorRef
+from merge_engine.spec.methods import METHODS
+from merge_engine.spec.reading import did_you_mean
+from merge_engine.spec.recipe import InputModel, OutputModule, Recipe, SliceSource
+from merge_engine.spec.recipe_checks import with_base
+from merge_engine.spec.values import Scalar, layer_place
 from merge_engine.vocabulary.alignment import Alignment, align
-from merge_engine.vocabulary.row_map import RowMap
-from merge_engine.vocabulary.tokens import has_token_rows, vocabulary_rows
+
+__all__ = ["DTYPE_NAMES", "LayerOrigin", "Plan", "StackPlan", "TensorJob", "TensorRef", "make_plan"]
 
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-Levels = Sequence[Mapping[str, Value]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRef:
-    """One tensor of one source model; ``model`` is the reference as the recipe writes it.
-
-    ``rows``: how it is brought to the vocabulary of the result, None where it is taken as it is stored;
-    ``donors`` are the tensors of ``rows.donors``.
-    """
-
-    model: str
-    name: str
-    rows: RowMap | None = None
-    donors: tuple[TensorRef, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorJob:
-    """One tensor of the result.
-
-    ``sources`` are the merged models without the base where the method works on differences from it.
-    ``per_source`` holds the model parameters, one mapping for each source; ``shared`` those of the whole
-    merge. ``dtype`` is what is merged in, ``out_dtype`` what is written; both None for integer tensors, which
-    are copied.
-    """
-
-    name: str
-    method: str
-    shape: tuple[int, ...]
-    dtype: str | None
-    out_dtype: str | None
-    base: TensorRef | None
-    sources: tuple[TensorRef, ...]
-    per_source: tuple[Mapping[str, Scalar], ...]
-    shared: Mapping[str, Scalar]
-
-    def values(self, parameter: str) -> list[float]:
-        """A model parameter, one value for each source."""
-        return [float(values[parameter]) for values in self.per_source]
-
-    def value(self, parameter: str) -> float:
-        return float(self.shared[parameter])
-
-    def flag(self, parameter: str) -> bool:
-        return bool(self.shared[parameter])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerOrigin:
-    """The layer whose names and shapes a layer of the result has."""
-
-    model: str
-    index: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Every tensor of the result in the order of the stream: before the layers, by layer, after them."""
-
-    jobs: tuple[TensorJob, ...]
-    layers: tuple[LayerOrigin, ...]
-    config_source: str  # the model whose config describes the result, but for its layers and vocabulary
-    alignment: Alignment
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.layers)
+_KEPT = METHODS["passthrough"]
+_KEPT_VALUES: Mapping[str, Scalar] = {
+    parameter.name: parameter.default for parameter in _KEPT.parameters if parameter.default is not None
+}
 
 
 def make_plan(
@@ -94,294 +36,355 @@ def make_plan(
     header_of: Callable[[str], CheckpointHeader],
     names_of: Callable[[CheckpointHeader], LayerNames] = layer_names,
     alignment_of: Callable[[Recipe], Alignment] | None = None,
+    *,
+    allow_crimes: bool = False,
 ) -> Plan:
     """The plan of ``recipe``; ``header_of`` opens a model by its reference, ``names_of`` sorts its tensors.
 
-    ``alignment_of`` settles the vocabulary; None: `merge_engine.vocabulary.alignment.align`.
+    ``alignment_of`` settles the vocabulary; None: `merge_engine.vocabulary.alignment.align`. ``allow_crimes``
+    lets models of several architectures pass, and drops tensors that the model has not whose names the
+    result takes.
 
     Raises `PlanError` with every problem: models that cannot be opened, layers out of range, missing tensors,
     shapes and vocabularies that do not fit.
     """
     problems: list[Problem] = []
-    models: dict[str, _Model] = {}
+    models: dict[str, Model] = {}
     for reference in recipe.model_references():
         try:
             header = header_of(reference)
-            models[reference] = _Model(header=header, names=names_of(header))
+            models[reference] = Model(header=header, names=names_of(header))
         except CheckpointError as error:
             problems.append(Problem(reference, str(error)))
+    if not problems and not allow_crimes:
+        problems += architecture_problems({reference: model.header for reference, model in models.items()})
     if problems:
         raise PlanError(problems)
     alignment = align(recipe, header_of) if alignment_of is None else alignment_of(recipe)
-    return _Planner(recipe, models, alignment, problems).plan()
+    tensors = ModelTensors(models, alignment, problems, lenient=allow_crimes)
+    return _Planner(recipe, tensors, alignment, problems).plan()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Model:
-    header: CheckpointHeader
-    names: LayerNames
+class _Section:
+    """A part of the result that is made in one way; ``names`` are each model's tensors in that part."""
+
+    where: str
+    part: OutputModule
+    names: Mapping[str, LayerNames]
+    levels: Levels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Piece:
-    """One output slice with everything looked up: its sources, its base, and its levels of parameters."""
+    """What is merged in one go: whole models, or one slice.
+
+    ``pattern``: the model whose names and shapes the result has. ``starts``: for every model that takes part,
+    the base included, its first layer here.
+    """
 
     where: str
-    sources: tuple[SliceSource, ...]
+    sources: tuple[InputModel | SliceSource, ...]
     base_model: str | None
-    shared: Levels
-
-    @property
-    def count(self) -> int:
-        start, end = self.sources[0].layer_range
-        return end - start
-
-    @property
-    def pattern(self) -> str:
-        """The model whose tensor names and shapes the result has."""
-        return self.base_model if self.base_model is not None else self.sources[0].model
+    pattern: str
+    starts: Mapping[str, int]
+    count: int
+    levels: Levels
 
 
 class _Planner:
     def __init__(
-        self,
-        recipe: Recipe,
-        models: Mapping[str, _Model],
-        alignment: Alignment,
-        problems: list[Problem],
+        self, recipe: Recipe, tensors: ModelTensors, alignment: Alignment, problems: list[Problem]
     ) -> None:
         self._recipe = recipe
-        self._models = models
+        self._method = METHODS[recipe.merge_method]
+        self._tensors = tensors
         self._alignment = alignment
-        self._method: Method = METHODS[recipe.merge_method]
         self._problems = problems
-        self._filtered: dict[int, bool] = {}
-        self._evaluated: dict[tuple[object, ...], dict[str, Scalar]] = {}
+        self._parameters = ParameterValues(self._method, problems)
+        self._source = recipe.base_model or _first_pattern(recipe)
 
     def plan(self) -> Plan:
-        pieces = self._pieces()
-        self._check_ranges(pieces)
-        if self._problems:
-            raise PlanError(self._problems)
-        jobs = tuple(self._jobs(pieces))
-        if self._problems:
-            raise PlanError(_most_telling(self._problems))
-        layers = tuple(
-            LayerOrigin(model=piece.pattern, index=self._starts(piece)[piece.pattern] + index)
-            for piece in pieces
-            for index in range(piece.count)
+        sections, rest = self._sections()
+        self._stop()
+        made = [(section, self._pieces(section)) for section in sections]
+        self._stop()
+        jobs = [self._kept(name, name, self._source) for name in rest]
+        for section, pieces in made:
+            sliced = section.part.slices is not None
+            jobs += self._sliced(section, pieces) if sliced else self._whole(section, pieces[0])
+        self._stop()
+        return Plan(
+            jobs=tuple(jobs),
+            stacks=tuple(stack for section, pieces in made for stack in self._stacks(section, pieces)),
+            config_source=self._source,
+            alignment=self._alignment,
         )
-        return Plan(jobs=jobs, layers=layers, config_source=pieces[0].pattern, alignment=self._alignment)
 
-    def _pieces(self) -> list[_Piece]:
-        recipe = self._recipe
-        if recipe.slices is not None:
-            return [self._sliced(f"slices[{i}]", piece) for i, piece in enumerate(recipe.slices)]
-        whole = tuple(
-            SliceSource(
-                model=entry.model,
-                layer_range=(0, len(self._models[entry.model].names.layers)),
-                parameters=entry.parameters,
-            )
-            for entry in recipe.models or ()
+    def _stop(self) -> None:
+        if self._problems:
+            raise PlanError(most_telling(self._problems))
+
+    def _sections(self) -> tuple[list[_Section], list[str]]:
+        """The parts of the result, and the tensors of none: they are kept as the first model has them."""
+        recipe, levels = self._recipe, (self._recipe.parameters,)
+        names = {model: self._tensors.names(model) for model in recipe.model_references()}
+        if recipe.modules is not None:
+            return self._modules(names, recipe.modules)
+        ((_, part),) = recipe.parts()
+        if recipe.slices is None:
+            return [_Section(where="", part=part, names=names, levels=levels)], []
+        own = names[self._source]
+        if own.stacks and own.main is None:
+            what = f"{self._source} has several stacks of layers"
+            self._refuse("slices", what, f"say what to do with each under modules: {_listed(own)}")
+        parts = {model: language_part(names[model]) for model in names}
+        found = {model: part for model, (part, _) in parts.items()}
+        return [_Section(where="", part=part, names=found, levels=levels)], parts[self._source][1].names()
+
+    def _modules(
+        self, names: Mapping[str, LayerNames], modules: Mapping[str, OutputModule]
+    ) -> tuple[list[_Section], list[str]]:
+        parts = {model: split(names[model], list(modules)) for model in names}
+        sections = []
+        for module, part in modules.items():
+            found = {model: parts[model][0][module] for model in names}
+            if not found[self._source].names():
+                known = known_modules(names[self._source])
+                self._refuse(
+                    f"modules.{module}", f"{self._source} has no such part", did_you_mean(module, known)
+                )
+            levels = (part.parameters, self._recipe.parameters)
+            sections.append(_Section(where=f"modules.{module}.", part=part, names=found, levels=levels))
+        return sections, parts[self._source][1].names()
+
+    def _pieces(self, section: _Section) -> list[_Piece]:
+        if section.part.slices is None:
+            return [self._whole_piece(section)]
+        pieces = [self._slice_piece(section, i) for i in range(len(section.part.slices))]
+        if not sum(piece.count for piece in pieces):
+            self._refuse(f"{section.where}slices", "no layers are left", "give ranges that hold layers")
+        return pieces
+
+    def _whole_piece(self, section: _Section) -> _Piece:
+        base = self._recipe.base_model
+        sources = with_base(section.part.models or (), base, self._method)
+        pattern = base or sources[0].model
+        piece = _Piece(
+            where=f"{section.where}models",
+            sources=sources,
+            base_model=base,
+            pattern=pattern,
+            starts=dict.fromkeys([pattern, *(source.model for source in sources)], 0),
+            count=0,
+            levels=section.levels,
         )
-        counts = {source.model: source.layer_range[1] for source in whole}
-        if recipe.base_model is not None:
-            counts[recipe.base_model] = len(self._models[recipe.base_model].names.layers)
+        for stack in section.names[pattern].stacks:
+            self._check_counts(piece, stack, self._counterparts(section, piece, stack))
+        return piece
+
+    def _check_counts(self, piece: _Piece, stack: Stack, stacks: Mapping[str, Stack]) -> None:
+        counts = {model: len(other.layers) for model, other in stacks.items()}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{model} has {count}" for model, count in counts.items())
-            self._refuse(
-                "models", f"numbers of layers differ: {listed}", "choose equal runs of layers with slices"
-            )
-        return [
-            _Piece(where="models", sources=whole, base_model=recipe.base_model, shared=(recipe.parameters,))
-        ]
+            remedy = "choose equal runs of layers with slices"
+            self._refuse(piece.where, f"numbers of layers ({stack.prefix}*) differ: {listed}", remedy)
 
-    def _sliced(self, where: str, piece: OutputSlice) -> _Piece:
+    def _slice_piece(self, section: _Section, number: int) -> _Piece:
+        assert section.part.slices is not None
+        piece = section.part.slices[number]
+        where = f"{section.where}slices[{number}]"
+        for i, source in enumerate(piece.sources):
+            self._check_range(f"{where}.sources[{i}].layer_range", source, section.names[source.model])
+        base = piece.base_model or self._recipe.base_model
+        starts = {source.model: source.layer_range[0] for source in piece.sources}
+        first, end = piece.sources[0].layer_range
         return _Piece(
             where=where,
             sources=piece.sources,
-            base_model=piece.base_model or self._recipe.base_model,
-            shared=(piece.parameters, self._recipe.parameters),
+            base_model=base,
+            pattern=base if base in starts else piece.sources[0].model,
+            starts=starts,
+            count=end - first,
+            levels=(piece.parameters, *section.levels),
         )
 
-    def _check_ranges(self, pieces: Sequence[_Piece]) -> None:
-        for piece in pieces:
-            for i, source in enumerate(piece.sources):
-                self._check_range(f"{piece.where}.sources[{i}].layer_range", source)
-
-    def _check_range(self, where: str, source: SliceSource) -> None:
-        count = len(self._models[source.model].names.layers)
+    def _check_range(self, where: str, source: SliceSource, names: LayerNames) -> None:
+        count = len(names.layers)
         if source.layer_range[1] > count:
-            self._refuse(
-                where,
-                f"{list(source.layer_range)} is out of range",
-                f"{source.model} has layers 0 to {count - 1}",
-            )
+            found = f"has layers 0 to {count - 1}" if count else "has no layers there"
+            self._refuse(where, f"{list(source.layer_range)} is out of range", f"{source.model} {found}")
 
-    def _jobs(self, pieces: Sequence[_Piece]) -> Iterator[TensorJob]:
+    def _whole(self, section: _Section, piece: _Piece) -> Iterator[TensorJob]:
+        own = section.names[piece.pattern]
+        self._check_outside(section, piece, (*own.before, *own.after))
+        yield from self._outside(piece, own.before)
+        for stack in own.stacks:
+            count = len(stack.layers)
+            whole = replace(piece, count=count)
+            stacks = self._counterparts(section, whole, stack)
+            for index in range(count):
+                yield from self._layer(whole, stacks, index, stack.name(index, ""), layer_place(index, count))
+        yield from self._outside(piece, own.after)
+
+    def _sliced(self, section: _Section, pieces: Sequence[_Piece]) -> Iterator[TensorJob]:
         first, last = pieces[0], pieces[-1]
-        for name in self._names(first).before:
-            yield from self._job(first, name, dict.fromkeys(self._members(first), name), 0.0)
+        opening, closing = section.names[first.pattern], section.names[last.pattern]
+        assert opening.main is not None
+        self._check_outside(section, first, opening.before, only_before=True)
+        yield from self._outside(first, opening.before)
         done = 0
         for piece in pieces:
+            main = section.names[piece.pattern].main
+            assert main is not None
+            stacks = self._counterparts(section, piece, main)
             for index in range(piece.count):
-                yield from self._layer(piece, index, done + index, self._names(first))
+                prefix = opening.main.name(done + index, "")
+                yield from self._layer(piece, stacks, index, prefix, layer_place(index, piece.count))
             done += piece.count
-        for name in self._names(last).after:
-            yield from self._job(last, name, dict.fromkeys(self._members(last), name), 0.0)
+        for stack in closing.stacks:
+            if stack != closing.main:
+                yield from self._other_stack(section, last, stack, opening.main, done)
+        yield from self._outside(last, closing.after)
 
-    def _layer(self, piece: _Piece, index: int, output_index: int, output: LayerNames) -> Iterator[TensorJob]:
-        starts = self._starts(piece)
-        pattern = self._names(piece)
-        for suffix in pattern.layers[starts[piece.pattern] + index]:
+    def _other_stack(
+        self, section: _Section, piece: _Piece, stack: Stack, main: Stack, count: int
+    ) -> Iterator[TensorJob]:
+        """A stack beside the one that is sliced, all its layers as tensors after the layers.
+
+        Where it goes on with the numbers of the main one, they follow the new ``count``.
+        """
+        whole = replace(piece, starts=dict.fromkeys(piece.starts, 0))
+        stacks = self._counterparts(section, whole, stack)
+        target = replace(stack, first=count) if stack.prefix == main.prefix else stack
+        for index in range(len(stack.layers)):
+            yield from self._layer(whole, stacks, index, target.name(index, ""), 0.0)
+
+    def _counterparts(self, section: _Section, piece: _Piece, stack: Stack) -> dict[str, Stack]:
+        """The stack of every model that takes part that is to it what ``stack`` is to the pattern."""
+        found: dict[str, Stack] = {}
+        is_main = stack == section.names[piece.pattern].main
+        for model in piece.starts:
+            names = section.names[model]
+            alike = (other for other in names.stacks if _alike(other, stack))
+            other = names.main if is_main and names.main is not None else next(alike, None)
+            if other is not None:
+                found[model] = other
+        return found
+
+    def _layer(
+        self, piece: _Piece, stacks: Mapping[str, Stack], index: int, target: str, place: float
+    ) -> Iterator[TensorJob]:
+        """The jobs of one layer, whose names in the result begin with ``target``."""
+        pattern = stacks[piece.pattern]
+        suffixes = pattern.layers[piece.starts[piece.pattern] + index]
+        there = {
+            model: [target + suffix for suffix in stack.layers[piece.starts[model] + index]]
+            for model, stack in stacks.items()
+        }
+        self._tensors.check_none_left(piece.pattern, [target + suffix for suffix in suffixes], there)
+        for suffix in suffixes:
             names = {
-                model: self._models[model].names.name(starts[model] + index, suffix)
-                for model in self._members(piece)
+                model: stacks.get(model, pattern).name(piece.starts[model] + index, suffix)
+                for model in piece.starts
             }
-            yield from self._job(
-                piece, output.name(output_index, suffix), names, layer_place(index, piece.count)
-            )
+            yield from self._job(piece, target + suffix, names, place)
 
-    def _starts(self, piece: _Piece) -> dict[str, int]:
-        """The first layer of each model here; a base outside the sources is taken as the first source is."""
-        starts = {source.model: source.layer_range[0] for source in reversed(piece.sources)}
-        if piece.base_model is not None:
-            starts.setdefault(piece.base_model, piece.sources[0].layer_range[0])
-        return starts
+    def _check_outside(
+        self, section: _Section, piece: _Piece, own: Sequence[str], *, only_before: bool = False
+    ) -> None:
+        there = {model: section.names[model] for model in piece.starts}
+        found = {
+            model: names.before if only_before else (*names.before, *names.after)
+            for model, names in there.items()
+        }
+        self._tensors.check_none_left(piece.pattern, own, found)
 
-    def _names(self, piece: _Piece) -> LayerNames:
-        return self._models[piece.pattern].names
-
-    def _members(self, piece: _Piece) -> list[str]:
-        named = [source.model for source in piece.sources]
-        return list(dict.fromkeys(named if piece.base_model is None else [piece.base_model, *named]))
+    def _outside(self, piece: _Piece, names: Sequence[str]) -> Iterator[TensorJob]:
+        for name in names:
+            yield from self._job(piece, name, dict.fromkeys(piece.starts, name), 0.0)
 
     def _job(self, piece: _Piece, name: str, names: Mapping[str, str], place: float) -> Iterator[TensorJob]:
         """The job of one tensor, or none where a problem was found."""
-        infos = {model: self._models[model].header.tensors.get(names[model]) for model in names}
-        pattern = infos[piece.pattern]
-        if pattern is None or not self._fits(name, names, infos, piece.pattern):
+        fitting = self._tensors.mergeable(name, names, piece.pattern)
+        if not fitting:
+            return
+        if len(fitting) < len(names):
+            yield self._kept(name, names[piece.pattern], piece.pattern)
             return
         base = piece.base_model if self._method.takes_base else None
         merged = [source for source in piece.sources if source.model != base]
-        stored = DTYPE_NAMES.get(pattern.dtype)
-        dtype = None if stored is None else self._recipe.dtype or stored
+        dtype = self._dtype(piece.pattern, names[piece.pattern])
         yield TensorJob(
             name=name,
             method=self._method.name,
-            shape=self._shape(piece.pattern, names[piece.pattern], pattern),
+            shape=self._tensors.shape(piece.pattern, names[piece.pattern]),
             dtype=dtype,
             out_dtype=None if dtype is None else self._recipe.out_dtype or dtype,
-            base=None if base is None else self._ref(base, names),
-            sources=tuple(self._ref(source.model, names) for source in merged),
-            per_source=tuple(
-                self._parameters(
-                    "model",
-                    (source.parameters, *piece.shared),
-                    names[source.model],
-                    place,
-                    f"{piece.where} ({source.model})",
-                )
-                for source in merged
-            ),
-            shared=self._parameters("global", piece.shared, names[piece.pattern], place, piece.where),
+            base=None if base is None else self._tensors.ref(base, names),
+            sources=tuple(self._tensors.ref(source.model, names) for source in merged),
+            per_source=tuple(self._of_source(piece, source, names, place) for source in merged),
+            shared=self._parameters.of("global", piece.levels, names[piece.pattern], place, piece.where),
         )
 
-    def _ref(self, model: str, names: Mapping[str, str]) -> TensorRef:
-        """The tensor of a model, in the rows of the result's vocabulary if it has one for each token."""
-        name = names[model]
-        rows = self._alignment.maps.get(model)
-        if rows is None or not self._has_token_rows(model, name):
-            return TensorRef(model=model, name=name)
-        donors = tuple(TensorRef(model=donor, name=names.get(donor, name)) for donor in rows.donors)
-        for donor in donors:
-            self._check_donor(donor, model, name)
-        return TensorRef(model=model, name=name, rows=rows, donors=donors)
+    def _of_source(
+        self, piece: _Piece, source: InputModel | SliceSource, names: Mapping[str, str], place: float
+    ) -> Mapping[str, Scalar]:
+        levels = (source.parameters, *piece.levels)
+        where = f"{piece.where} ({source.model})"
+        return self._parameters.of("model", levels, names[source.model], place, where)
 
-    def _has_token_rows(self, model: str, name: str) -> bool:
-        header = self._models[model].header
-        return has_token_rows(name, header.tensors[name], vocabulary_rows(header))
+    def _kept(self, name: str, stored_name: str, model: str) -> TensorJob:
+        """A tensor that is what one model has."""
+        dtype = self._dtype(model, stored_name)
+        return TensorJob(
+            name=name,
+            method=_KEPT.name,
+            shape=self._tensors.shape(model, stored_name),
+            dtype=dtype,
+            out_dtype=None if dtype is None else self._recipe.out_dtype or dtype,
+            base=None,
+            sources=(self._tensors.ref(model, {model: stored_name}),),
+            per_source=(_KEPT_VALUES,),
+            shared={},
+        )
 
-    def _shape(self, model: str, name: str, info: TensorInfo) -> tuple[int, ...]:
-        """The shape of a model's tensor once its vocabulary is the result's."""
-        rows = self._alignment.rows
-        if rows is None or not self._has_token_rows(model, name):
-            return info.shape
-        return (rows, *info.shape[1:])
+    def _dtype(self, model: str, name: str) -> str | None:
+        stored = DTYPE_NAMES.get(self._tensors.info(model, name).dtype)
+        return None if stored is None else self._recipe.dtype or stored
 
-    def _check_donor(self, donor: TensorRef, model: str, name: str) -> None:
-        there = self._models[donor.model].header.tensors.get(donor.name)
-        wanted = self._models[model].header.tensors[name].shape[1:]
-        if there is None or there.shape[1:] != wanted:
-            found = "no such tensor" if there is None else f"rows of shape {list(there.shape[1:])}"
-            remedy = "models that give each other tokens must have the same embeddings and heads"
-            self._refuse(name, f"{donor.model} has {found} for tokens that {model} lacks", remedy)
-
-    def _parameters(
-        self, scope: str, levels: Levels, name: str, place: float, where: str
-    ) -> dict[str, Scalar]:
-        """The parameters of one tensor. Without filters they are those of the whole layer, found once."""
-        by_name = any(map(self._by_name, levels))
-        key = (*map(id, levels), scope, place, name if by_name else None)
-        if key not in self._evaluated:
-            self._evaluated[key] = self._evaluate(scope, levels, name, place, where)
-        return self._evaluated[key]
-
-    def _by_name(self, level: Mapping[str, Value]) -> bool:
-        """Whether a parameter of this level depends on the tensor's name."""
-        if id(level) not in self._filtered:
-            self._filtered[id(level)] = any(map(is_filtered, level.values()))
-        return self._filtered[id(level)]
-
-    def _evaluate(self, scope: str, levels: Levels, name: str, place: float, where: str) -> dict[str, Scalar]:
-        found: dict[str, Scalar] = {}
-        for parameter in self._method.parameters:
-            if parameter.scope != scope:
-                continue
-            value = first_match((level.get(parameter.name) for level in levels), name, place)
-            value = parameter.default if value is None else value
-            if value is None:
-                self._refuse(
-                    f"{where}.parameters.{parameter.name}",
-                    f"no filter matches {name!r} and {self._method.name} has no default",
-                    "add an entry without a filter",
-                )
-                value = 0.0
-            found[parameter.name] = value
-        return found
-
-    def _fits(
-        self, name: str, names: Mapping[str, str], infos: Mapping[str, TensorInfo | None], pattern_model: str
-    ) -> bool:
-        missing = [model for model, info in infos.items() if info is None]
-        if missing:
-            remedy = "the models must have one architecture (a tied output head counts)"
-            self._refuse(name, f"missing in {', '.join(missing)} (as {names[missing[0]]!r})", remedy)
-            return False
-        shapes = {
-            model: self._shape(model, names[model], info) for model, info in infos.items() if info is not None
-        }
-        if len(set(shapes.values())) > 1:
-            listed = ", ".join(f"{model} has {list(shape)}" for model, shape in shapes.items())
-            self._refuse(name, f"shapes differ: {listed}", self._shape_remedy(shapes))
-            return False
-        return True
-
-    def _shape_remedy(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        rows = {model: shape[0] for model, shape in shapes.items() if shape}
-        rest = {shape[1:] for shape in shapes.values()}
-        vocabularies = {model: self._models[model].header.config.get("vocab_size") for model in shapes}
-        if len(rest) == 1 and all(vocabularies[model] == count for model, count in rows.items()):
-            return "the vocabularies differ: choose one with tokenizer_source: base, union or a model"
-        return "merge models of one architecture and size"
+    def _stacks(self, section: _Section, pieces: Sequence[_Piece]) -> Iterator[StackPlan]:
+        old = section.names[self._source].main
+        if old is None:
+            return
+        whole = self._tensors.names(self._source).main
+        if section.part.slices is None:
+            pieces = [replace(pieces[0], count=len(old.layers))]
+        yield StackPlan(
+            path=old.path,
+            old_count=len(old.layers),
+            main=whole is not None and whole.prefix == old.prefix,
+            layers=tuple(
+                LayerOrigin(model=piece.pattern, index=piece.starts[piece.pattern] + index)
+                for piece in pieces
+                for index in range(piece.count)
+            ),
+        )
 
     def _refuse(self, where: str, what: str, remedy: str = "") -> None:
         self._problems.append(Problem(where, what, remedy))
 
 
-def _most_telling(problems: Sequence[Problem], limit: int = 20) -> list[Problem]:
-    """At most ``limit`` problems: models that do not fit at all would list every tensor."""
-    if len(problems) <= limit:
-        return list(problems)
-    return [*problems[:limit], Problem("...", f"and {len(problems) - limit} more of this kind")]
+def _first_pattern(recipe: Recipe) -> str:
+    _, part = recipe.parts()[0]
+    if part.slices is None:
+        return part.references()[0] or ""
+    return part.slices[0].base_model or part.slices[0].sources[0].model
+
+
+def _alike(a: Stack, b: Stack) -> bool:
+    return a.prefix == b.prefix and bool(a.first) == bool(b.first)
+
+
+def _listed(names: LayerNames) -> str:
+    return ", ".join(known_modules(names))

@@ -77,10 +77,11 @@ def test_layers_are_found_in_any_naming(tmp_path: Path) -> None:
     ]
     folder = toy.save(tmp_path / "m", {"n_layer": 3}, {name: shape.clone() for name in names})
     found = layer_names(open_header(folder))
-    assert (found.prefix, found.layers) == ("tower.block.", (("w",), ("w",), ("w",)))
-    assert found.before == ()
-    assert found.name(2, "w") == "tower.block.2.w"
-    assert set(found.after) == {"tok_emb.weight", "experts.0.w", "experts.1.w", "ln_f.weight"}
+    assert found.main is not None
+    assert (found.main.prefix, found.layers) == ("tower.block.", (("w",), ("w",), ("w",)))
+    assert found.main.name(2, "w") == "tower.block.2.w"
+    assert [stack.prefix for stack in found.stacks] == ["experts.", "tower.block."]
+    assert (found.before, found.after) == ((), ("ln_f.weight", "tok_emb.weight"))
 
 
 def test_config_and_weights_that_do_not_belong_together(tmp_path: Path) -> None:
@@ -130,7 +131,9 @@ def test_a_tensor_that_one_model_lacks(tmp_path: Path) -> None:
 
 def test_numbers_of_layers_that_differ(tmp_path: Path) -> None:
     a, b = model(tmp_path, "a"), model(tmp_path, "b", layers=3)
-    with pytest.raises(PlanError, match=f"numbers of layers differ: {a} has 4, {b} has 3 .*slices"):
+    with pytest.raises(
+        PlanError, match=rf"numbers of layers \(model.layers.\*\) differ: {a} has 4, {b} has 3 .*slices"
+    ):
         plan(linear(a, b))
 
 

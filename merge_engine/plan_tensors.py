@@ -1,0 +1,146 @@
+"""The tensors of a recipe's models: whether they fit together, and in which vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from merge_engine.checkpoint_header import CheckpointHeader, TensorInfo
+from merge_engine.errors import Problem
+from merge_engine.layers import LayerNames
+from merge_engine.plan_types import TensorRef
+from merge_engine.vocabulary.alignment import Alignment
+from merge_engine.vocabulary.tokens import has_token_rows, vocabulary_rows
+
+# Computed from the config when a model is built; some files hold them, and nothing hangs on it.
+_COMPUTED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|attn\.(masked_)?bias$|position_ids$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model of the recipe."""
+
+    header: CheckpointHeader
+    names: LayerNames
+
+
+class ModelTensors:
+    """Looks up tensors of the recipe's models; what does not fit goes to ``problems``."""
+
+    def __init__(
+        self, models: Mapping[str, Model], alignment: Alignment, problems: list[Problem], *, lenient: bool
+    ) -> None:
+        self._models = models
+        self._alignment = alignment
+        self._problems = problems
+        self._lenient = lenient
+
+    def names(self, model: str) -> LayerNames:
+        return self._models[model].names
+
+    def info(self, model: str, name: str) -> TensorInfo:
+        return self._models[model].header.tensors[name]
+
+    def shape(self, model: str, name: str) -> tuple[int, ...]:
+        """The shape of a model's tensor once its vocabulary is the result's."""
+        info = self.info(model, name)
+        rows = self._alignment.rows
+        if rows is None or not self._has_token_rows(model, name):
+            return info.shape
+        return (rows, *info.shape[1:])
+
+    def ref(self, model: str, names: Mapping[str, str]) -> TensorRef:
+        """The tensor of a model, in the rows of the result's vocabulary if it has one for each token."""
+        name = names[model]
+        rows = self._alignment.maps.get(model)
+        if rows is None or not self._has_token_rows(model, name):
+            return TensorRef(model=model, name=name)
+        donors = tuple(TensorRef(model=donor, name=names.get(donor, name)) for donor in rows.donors)
+        for donor in donors:
+            self._check_donor(donor, model, name)
+        return TensorRef(model=model, name=name, rows=rows, donors=donors)
+
+    def mergeable(self, name: str, names: Mapping[str, str], pattern: str) -> list[str]:
+        """The models whose tensors make up the result's ``name``: none where they do not fit.
+
+        A computed tensor that not all have is that of ``pattern`` alone.
+        """
+        missing = [model for model in names if names[model] not in self._models[model].header.tensors]
+        if missing and _COMPUTED.search(name) and pattern not in missing:
+            return [pattern]
+        if missing:
+            remedy = "the models must have one architecture (a tied output head counts)"
+            self._refuse(name, f"missing in {', '.join(missing)} (as {names[missing[0]]!r})", remedy)
+            return []
+        shapes = {model: self.shape(model, names[model]) for model in names}
+        if len(set(shapes.values())) > 1:
+            listed = ", ".join(f"{model} has {list(shape)}" for model, shape in shapes.items())
+            self._refuse(name, f"shapes differ: {listed}", self._shape_remedy(shapes))
+            return []
+        return list(names)
+
+    def check_none_left(
+        self, pattern: str, expected: Iterable[str], found: Mapping[str, Iterable[str]]
+    ) -> None:
+        """Refuse tensors that only models other than ``pattern`` have: they would vanish from the result.
+
+        ``expected``: names of the pattern, ``found``: by model, in the same terms.
+        """
+        if self._lenient:
+            return
+        wanted = set(expected)
+        for model, names in found.items():
+            for name in names:
+                if name not in wanted and not _COMPUTED.search(name):
+                    remedy = f"the result takes its tensors from {pattern}; models must have one architecture"
+                    self._refuse(name, f"missing in {pattern}, but {model} has it", remedy)
+
+    def _has_token_rows(self, model: str, name: str) -> bool:
+        header = self._models[model].header
+        return has_token_rows(name, header.tensors[name], vocabulary_rows(header))
+
+    def _check_donor(self, donor: TensorRef, model: str, name: str) -> None:
+        there = self._models[donor.model].header.tensors.get(donor.name)
+        wanted = self.info(model, name).shape[1:]
+        if there is None or there.shape[1:] != wanted:
+            found = "no such tensor" if there is None else f"rows of shape {list(there.shape[1:])}"
+            remedy = "models that give each other tokens must have the same embeddings and heads"
+            self._refuse(name, f"{donor.model} has {found} for tokens that {model} lacks", remedy)
+
+    def _shape_remedy(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        rows = {model: shape[0] for model, shape in shapes.items() if shape}
+        rest = {shape[1:] for shape in shapes.values()}
+        vocabularies = {model: self._models[model].header.config.get("vocab_size") for model in shapes}
+        if len(rest) == 1 and all(vocabularies[model] == count for model, count in rows.items()):
+            return "the vocabularies differ: choose one with tokenizer_source: base, union or a model"
+        return "merge models of one architecture and size"
+
+    def _refuse(self, where: str, what: str, remedy: str) -> None:
+        self._problems.append(Problem(where, what, remedy))
+
+
+def architecture_problems(headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
+    """Models of other types than the first, where their configs say what they are."""
+    kinds = {model: _architecture(header) for model, header in headers.items()}
+    known = {model: kind for model, kind in kinds.items() if kind}
+    first = next(iter(known), None)
+    for model, kind in known.items():
+        if first is not None and kind != known[first]:
+            what = f"it is a {kind}, but {first} a {known[first]}"
+            yield Problem(model, what, "merge models of one architecture, or pass --allow-crimes")
+
+
+def most_telling(problems: list[Problem], limit: int = 20) -> list[Problem]:
+    """At most ``limit`` problems: models that do not fit at all would list every tensor."""
+    if len(problems) <= limit:
+        return list(problems)
+    return [*problems[:limit], Problem("...", f"and {len(problems) - limit} more of this kind")]
+
+
+def _architecture(header: CheckpointHeader) -> str:
+    named = header.config.get("architectures")
+    if isinstance(named, list) and named and isinstance(named[0], str):
+        return named[0]
+    kind = header.config.get("model_type")
+    return kind if isinstance(kind, str) else ""
