@@ -20,8 +20,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises `OutputError` where ``out`` exists (of two writers at once the second fails, and the first one's
     folder stays) or the disk does not take it.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: already exists; choose another place, or remove it first")
+    check_free(out)
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +37,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(out: Path) -> None:
+    """Raise `OutputError` where ``out`` is anything but an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: already exists; choose another place, or remove it first")
 
 
 def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -42,7 +43,15 @@ for _yaml_class in (_Loader, _Dumper):  # the dumper must know too, to write a *
 
 
 def load_yaml(text: str) -> object:
-    """The plain data of one YAML document.
+    """The plain data of a YAML text of one document; as `load_yaml_documents` otherwise."""
+    documents = load_yaml_documents(text)
+    if len(documents) > 1:
+        raise _error(None, f"{len(documents)} documents (parts between lines of ---), expected one")
+    return documents[0] if documents else None
+
+
+def load_yaml_documents(text: str) -> list[object]:
+    """The plain data of each document of a YAML text.
 
     Only plain values come out (mappings, lists, texts, numbers, booleans, null). Raises `RecipeError`, with
     line and column, for wrong syntax, tags that would build objects, duplicate keys, cycles, deep nesting,
@@ -52,7 +61,7 @@ def load_yaml(text: str) -> object:
         raise _error(None, f"{len(text)} characters are too many for a config: at most {MAX_CHARACTERS}")
     try:
         _check_depth(text)
-        return _load(text)
+        return list(_load(text))
     except yaml.MarkedYAMLError as error:
         what = ", ".join(part for part in (error.context, error.problem) if part)
         raise _error(error.problem_mark or error.context_mark, what) from None
@@ -62,15 +71,14 @@ def load_yaml(text: str) -> object:
         raise _error(None, f"a value cannot be read: {error}") from None
 
 
-def _load(text: str) -> object:
+def _load(text: str) -> Iterator[object]:
     loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_size(node)
-        _check_keys(node)
-        return loader.construct_document(node)
+        while loader.check_node():
+            node = loader.get_node()
+            _check_size(node)
+            _check_keys(node)
+            yield loader.construct_document(node)
     finally:
         loader.dispose()
 

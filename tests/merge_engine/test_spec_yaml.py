@@ -72,7 +72,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("- " * 100_000, r"line 1, column 201: nested more than 100 levels deep"),
         ("{a: " * 100_000, r"line 1, column 401: nested more than 100 levels deep"),
         ("a: !!python/object/apply:os.getcwd []", r"could not determine a constructor for the tag"),
-        ("a: 1\n---\nb: 2", r"but found another document"),
+        ("a: 1\n---\nb: 2", r"2 documents \(parts between lines of ---\), expected one"),
         ("x" * 8_000_001, r"8000001 characters are too many for a config"),
         ("a: 2020-99-99", r"a value cannot be read: month must be in 1..12"),
         ("? [1, 2]\n: 3", r"found unhashable key"),
