@@ -36,6 +36,7 @@ class Preparation:
         self._uniforms: dict[TensorRef, Tensor] = {}
         self._magnitudes: dict[tuple[TensorRef, TensorRef, torch.dtype], MagnitudeIndex] = {}
         self._ranks: dict[tuple[TensorRef, TensorRef, torch.dtype], RowRanks] = {}
+        self._reached: dict[tuple[TensorRef, TensorRef, torch.dtype], Tensor] = {}
         self._selections: dict[tuple[tuple[TensorRef, ...], TensorRef, torch.dtype], SelectionIndex] = {}
         self._overlaps: dict[
             tuple[tuple[TensorRef, ...], TensorRef, torch.dtype, float], tuple[Overlap, ...]
@@ -85,6 +86,16 @@ class Preparation:
                 lambda start, stop: delta(slice(start, stop)), math.prod(shape), row_length(shape)
             )
         return self._ranks[key]
+
+    def reached(
+        self, source: TensorRef, base: TensorRef, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> Tensor:
+        """How many thresholds of its row each element of source - base reaches, uint8: for short tensors."""
+        key = (source, base, dtype)
+        if key not in self._reached:
+            delta_N = self._delta(source, base, dtype)(slice(None))
+            self._reached[key] = self.ranks(source, base, dtype, shape).reached(delta_N)
+        return self._reached[key]
 
     def selections(
         self, sources: tuple[TensorRef, ...], base: TensorRef, dtype: torch.dtype
@@ -166,6 +177,10 @@ class JobInputs:
     def ranks(self, source: int) -> RowRanks:
         assert self.job.base is not None
         return self.preparation.ranks(self.job.sources[source], self.job.base, self.dtype, self.job.shape)
+
+    def reached(self, source: int) -> Tensor:
+        assert self.job.base is not None
+        return self.preparation.reached(self.job.sources[source], self.job.base, self.dtype, self.job.shape)
 
     def selection(self, share: float) -> Selection:
         assert self.job.base is not None

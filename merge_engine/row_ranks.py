@@ -7,7 +7,6 @@ reaches 32 r of them, to the nearest. So a comparison with the j-th threshold as
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -42,8 +41,6 @@ class RowRanks:
     """
 
     def __init__(self, delta: Callable[[int, int], Tensor], elements: int, columns: int) -> None:
-        self._delta = delta
-        self._elements = elements
         self.columns = columns
         step = max(_BATCH_ELEMENTS // max(columns, 1), 1) * columns
         parts, totals, ranked = [delta(0, 0)], [0.0], [0.0]
@@ -57,12 +54,11 @@ class RowRanks:
         self.total = float(np.sum(totals))  # the sum of all magnitudes
         self.ranked = float(np.sum(ranked))  # the sum of all magnitudes, each times its share r
 
-    @functools.cached_property
-    def reached_N(self) -> Tensor:
-        """How many thresholds of its row each element reaches, uint8 of shape (N,): for short tensors."""
-        if not self._elements:
+    def reached(self, delta_N: Tensor) -> Tensor:
+        """How many thresholds of its row each element of the task vector reaches, uint8 of shape (N,)."""
+        if not delta_N.numel():
             return torch.empty(0, dtype=torch.uint8)
-        magnitudes = self._delta(0, self._elements).abs().view(-1, self.columns).to(torch.float32)
+        magnitudes = delta_N.abs().view(-1, self.columns).to(torch.float32)
         inner = self.thresholds.view(-1, STRIDE)[:, 1:-1].to(torch.float32).contiguous()
         return torch.searchsorted(inner, magnitudes, right=True).to(torch.uint8).view(-1)
 

@@ -143,7 +143,7 @@ def _calls(group: Group) -> Iterator[Call]:
     models = range(len(spans))
     if group.is_short:
         fields = tuple(torch.cat([tensor.uniforms(m) for tensor in group.tensors]) for m in models)
-        reached = tuple(torch.cat([tensor.ranks(m).reached_N for tensor in group.tensors]) for m in models)
+        reached = tuple(torch.cat([tensor.reached(m) for tensor in group.tensors]) for m in models)
         yield Call(start=0, stop=group.elements, arguments=(weights_M, fields, reached, None, *rest))
         return
     (tensor,) = group.tensors

@@ -67,6 +67,9 @@ class Inputs(Protocol):
     def ranks(self, source: int) -> RowRanks:
         """How large the elements of that source's task vector are among their rows."""
 
+    def reached(self, source: int) -> Tensor:
+        """How many thresholds of its row each element reaches, uint8 of shape (N,), for a short tensor."""
+
     def selection(self, share: float) -> Selection:
         """On which ``share`` of the elements the sources differ most, and how far each has moved there."""
 

@@ -56,7 +56,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
     """Any recipe that is valid, over whole models or slices."""
     method = draw(st.sampled_from(list(METHODS.values())))
     most = 1 if method.max_models == 1 else 3
-    models = draw(st.lists(names, min_size=1, max_size=most, unique=True))
+    models = draw(
+        st.lists(names, min_size=method.min_models, max_size=max(most, method.min_models), unique=True)
+    )
     inputs = (["base"] if method.needs_base else []) + models
     own = parameters(method, ("model",))
     shared = draw(parameters(method, ("global",)))
