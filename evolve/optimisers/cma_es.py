@@ -1,0 +1,177 @@
+"""CMA-ES over real and integer coordinates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from evolve.optimisers.base import Box, OptimiserSettings, Vector
+from evolve.seeds import random_stream
+
+# The name in a search file, and what it sets in pycma.
+ALGORITHMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"cma": {}, "sep-cma": {"CMA_diagonal": True}},
+)
+
+# pycma's criteria after which more samples would be the same point again. The others (flat or stagnating
+# costs) are reasons to restart, but no reason to hand back budget: a score over a few items is flat without
+# being converged.
+_CONVERGED = frozenset({"tolx", "noeffectaxis", "noeffectcoord", "tolconditioncov"})
+
+# Steps below this share of a parameter's range make no difference to a bf16 weight.
+_SMALLEST_STD = 1e-4
+
+# How far beyond the last whole number on either side pycma's coordinate of an integer reaches.
+_HALF = 0.5 - 1e-9
+
+# Of an integer, in steps: one sample in eighty at least is another whole number, if the mean is at one.
+_SMALLEST_INTEGER_STD = 0.2
+
+
+class CmaEs:
+    """One run of CMA-ES (Hansen, arXiv 1604.00772) by pycma.
+
+    Reals are scaled to the unit interval, integers keep their steps of one and have the same first step
+    relative to their range. Integers are handled by a lower bound on their standard deviation and by integer
+    centering (Marty, Semet, Auger, Héron and Hansen, GECCO 2023), and not by pycma's own handling, which
+    draws from numpy's global generator. Bounds are kept by pycma's smooth, invertible boundary
+    transformation.
+
+    Args:
+        run: number of the run, which has a random stream of its own; restarts count up from 0.
+    """
+
+    def __init__(self, settings: OptimiserSettings, box: Box, start: Vector, run: int = 0) -> None:
+        if settings.algorithm not in ALGORITHMS:
+            known = ", ".join(ALGORITHMS)
+            raise ValueError(f"unknown optimizer {settings.algorithm!r}; known: {known}")
+        box.check(start)
+        self._dimensions = len(start)
+        self._box = box if len(start) > 1 else _with_idle_coordinate(box)
+        self._popsize = settings.popsize
+        self._whole = self._box.whole()
+        # Of a coordinate, per unit of pycma's.
+        self._unit = np.where(self._whole, 1.0, self._box.upper - self._box.lower)
+        self._strategy = self._new_strategy(settings, self._to_pycma(start), run)
+        self._announced: list[Vector] = []
+        # A point as the caller knows it -> as pycma knows it, in the order of asking: roundings may be equal.
+        self._own_points: dict[bytes, list[Vector]] = {}
+
+    def inject(self, points: Sequence[Vector]) -> None:
+        self._announced = list(points)
+
+    def ask(self) -> list[Vector]:
+        announced, self._announced = self._announced, []
+        self._strategy.inject([self._within_reach(point) for point in announced], force=True)
+        samples = max(self._popsize - len(announced), (self._popsize + 1) // 2)
+        own = self._strategy.ask(len(announced) + samples)
+        points = [self._from_pycma(place) for place in own[len(announced) :]]
+        self._own_points = {}
+        for point, place in zip([*announced, *points], own, strict=True):
+            self._own_points.setdefault(point.tobytes(), []).append(place)
+        return points
+
+    def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
+        """See `Optimiser.tell`. Fewer pairs than CMA-ES selects parents from, or failures only, teach it
+        nothing.
+        """
+        told = [(self._own_points[point.tobytes()].pop(0), cost) for point, cost in pairs]
+        finite = [cost for _, cost in told if cost < math.inf]
+        if not finite or len(told) < self._strategy.sp.weights.mu:
+            return
+        # pycma computes medians and ranges of costs: a failure gets a finite one that is just behind the
+        # worst.
+        worst = max(finite) + 1.0
+        self._strategy.tell(
+            self._centred([place for place, _ in told]), [min(cost, worst) for _, cost in told]
+        )
+
+    def mean(self) -> Vector:
+        return self._from_pycma(np.asarray(self._strategy.result.xfavorite))
+
+    def sigma(self) -> float:
+        return float(self._strategy.sigma)
+
+    def std(self) -> Vector:
+        return (np.asarray(self._strategy.stds) * self._unit)[: self._dimensions]
+
+    def stopped(self) -> str | None:
+        reasons = sorted(_CONVERGED & set(self._ended()))
+        return f"converged ({', '.join(reasons)})" if reasons else None
+
+    def exhausted(self) -> bool:
+        """Whether pycma would rather begin anew: converged, or costs that are flat or no longer fall."""
+        return bool(self._ended())
+
+    def _ended(self) -> Mapping[str, Any]:
+        return self._strategy.stop() if self._strategy.countiter else {}
+
+    def _new_strategy(self, settings: OptimiserSettings, start: Vector, run: int) -> Any:
+        import cma
+
+        steps = (self._box.upper - self._box.lower) / self._unit
+        integers = {
+            "CMA_stds": steps,
+            "minstd": np.where(self._whole, _SMALLEST_INTEGER_STD, 0.0),
+            "bounds": [np.where(self._whole, -_HALF, 0.0), np.where(self._whole, steps + _HALF, 1.0)],
+        }
+        return cma.CMAEvolutionStrategy(
+            start,
+            settings.sigma0,
+            {
+                # pycma seeds numpy's global generator unless the seed is not a number.
+                "seed": math.nan,
+                "randn": random_stream(settings.seed, "cma", run).randn,
+                "bounds": [0, 1],
+                "popsize": self._popsize,
+                # In many dimensions pycma would take two-point adaptation, which wants whole generations.
+                "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
+                "tolx": _SMALLEST_STD,
+                "maxiter": math.inf,
+                "signals_filename": "",  # no file in the working directory steers us
+                "verbose": -9,
+                **ALGORITHMS[settings.algorithm],
+                **(integers if self._whole.any() else {}),
+            },
+        )
+
+    def _centred(self, places: Sequence[Vector]) -> list[Vector]:
+        """``places`` with integers that were rounded away from the mean's moved to where they were rounded:
+        what was scored is then what is learnt from. Those that were not stay, so that the mean can drift.
+        """
+        if not self._whole.any():
+            return list(places)
+        centre = np.round(np.asarray(self._strategy.result.xfavorite))
+        rounded = [np.round(place) for place in places]
+        return [
+            np.where(self._whole & (near != centre), near, place)
+            for place, near in zip(places, rounded, strict=True)
+        ]
+
+    def _within_reach(self, point: Vector) -> Vector:
+        """Stand-in for a foreign point, in pycma's unbounded coordinates: on the way to it from the mean,
+        no farther than a sample may be (Hansen, Injecting External Solutions Into CMA-ES, arXiv 1110.4181,
+        equation 4).
+
+        Without this, one good source model far away drags the mean and blows up the step size.
+        """
+        unbounded = self._strategy.boundary_handler.inverse(self._to_pycma(point))
+        return np.asarray(self._strategy.repair_genotype(unbounded, copy_if_changed=True))
+
+    def _to_pycma(self, point: Vector) -> Vector:
+        idle = self._box.upper[len(point) :] / 2
+        return (np.concatenate([point, idle]) - self._box.lower) / self._unit
+
+    def _from_pycma(self, place: Vector) -> Vector:
+        place = np.where(self._whole, np.round(place), place)
+        point = np.clip(self._box.lower + place * self._unit, self._box.lower, self._box.upper)
+        return point[: self._dimensions]
+
+
+def _with_idle_coordinate(box: Box) -> Box:
+    """``box`` and a coordinate that means nothing: pycma cannot search in one dimension."""
+    return Box(kinds=(*box.kinds, "real"), lower=np.append(box.lower, 0.0), upper=np.append(box.upper, 1.0))
