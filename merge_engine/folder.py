@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from merge_engine.config_layers import Origin, with_layers
+from merge_engine.documents import merge_documents
 from merge_engine.engine import Engine
 from merge_engine.new_folder import new_folder
 from merge_engine.plan import Plan
 from merge_engine.shards import TensorSpec, write_json, write_shards
-from merge_engine.spec.recipe import Recipe, parse_recipe
-from merge_engine.spec.yaml_io import load_yaml
+from merge_engine.spec.recipe import Recipe
 from merge_engine.tokenizer_files import config_aligner, write_tokenizer
 from merge_engine.vocabulary.chat_templates import chosen_template
 from merge_engine.vocabulary.tokens import json_of
@@ -40,8 +40,15 @@ def write_model(engine: Engine, recipe: Recipe, out: Path, *, shard_bytes: float
 
 
 def merge_config(text: str, out: Path, *, seed: int = 0, shard_bytes: float = 5e9) -> None:
-    """Merge the recipe in a YAML text into the new folder ``out``. Raises any `MergeError`."""
-    write_model(Engine(seed=seed), parse_recipe(load_yaml(text)), out, shard_bytes=shard_bytes)
+    """Merge the recipe in a YAML text, or the last of several, into the new folder ``out``.
+
+    Raises any `MergeError`.
+    """
+
+    def write(recipe: Recipe, folder: Path) -> None:
+        write_model(Engine(seed=seed), recipe, folder, shard_bytes=shard_bytes)
+
+    merge_documents(text, out, write)
 
 
 def merged_config(engine: Engine, plan: Plan) -> dict[str, Any]:
