@@ -2,113 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from genome.direct import DirectForm
-from genome.frame import Frame
-from genome.layout import Layout, Slot
-from genome.pairs import PairForm
-from merge_engine.spec import Recipe
-
-# Methods that add up weighted task vectors, and nothing else, where all of each is kept.
-_PLAIN_SUMS = ("task_arithmetic", "dare_linear")
+from genome.box import Vector
+from merge_engine.spec import InputModel, Recipe, Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Baseline:
     """One merge to compare with; ``vector``, shape (D,), is it as a point of the space, where it is one.
 
-    The names: ``source:<model>``, ``base``, ``uniform``, ``task_arithmetic``.
+    The names: ``source:<model>``, ``base``, ``uniform`` or ``start``, ``task_arithmetic``.
     """
 
     name: str
     recipe: Recipe
-    vector: NDArray[np.float64] | None
+    vector: Vector | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Baselines:
-    """Makes the baselines of one space; ``contains`` tells whether a vector lies within its bounds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainMerges:
+    """Recipes over whole models that owe nothing to the search but its surroundings.
 
-    frame: Frame
-    layout: Layout
-    form: DirectForm | PairForm
-    contains: Callable[[NDArray[np.float64]], bool]
+    ``pattern``: any recipe of the search, for dtype and tokenizer; ``tokenizer_source`` and ``base_model``:
+    as the search file has them.
+    """
 
-    def all(self) -> tuple[Baseline, ...]:
-        """The sources in their order, the base if it is none of them, the uniform merge, task arithmetic."""
-        models, base = self.frame.genome.models, self.frame.genome.base_model
-        found = [self._source(model) for model in models]
-        if base is not None and base not in models:
-            found.append(self._base(base))
-        found.append(self._uniform())
-        if base is not None:
-            found.append(self._task_arithmetic(base))
-        return tuple(found)
+    pattern: Recipe
+    models: Sequence[str]
+    base_model: str | None
+    tokenizer_source: str | None
 
-    def _source(self, model: str) -> Baseline:
-        """One model as it is. In the space: all weight on it, everything of it kept."""
+    def as_it_is(self, model: str) -> Recipe:
+        """One model, unchanged."""
+        return self._whole("passthrough", {model: {}})
 
-        def alone(slot: Slot) -> float:
-            if slot.parameter == "weight":
-                return float(slot.model == model)
-            if slot.parameter == "t":
-                return float(self.form.base_model != model)
-            return slot.start
+    def mean(self) -> Recipe:
+        """The plain mean of the models."""
+        share: dict[str, Value] = {"weight": 1.0 / len(self.models)}
+        return self._whole("linear", dict.fromkeys(self.models, share), parameters={"normalize": True})
 
-        reachable = isinstance(self.form, DirectForm)
-        return Baseline(
-            name=f"source:{model}",
-            recipe=self._as_it_is(model),
-            vector=self._point(alone) if reachable else None,
-        )
-
-    def _base(self, base: str) -> Baseline:
-        """The base model as it is. In the space: no weight anywhere, unless their sum is divided by."""
-        genome = self.frame.genome
-        reachable = (
-            isinstance(self.form, DirectForm) and self.form.base_model == base and not genome.normalize
-        )
-        return Baseline(
-            name="base", recipe=self._as_it_is(base), vector=self._weights(0.0) if reachable else None
-        )
-
-    def _uniform(self) -> Baseline:
-        """Equal weights, everything kept, by the search's method; the plain mean where that takes pairs."""
-        if isinstance(self.form, PairForm):
-            models = self.frame.genome.models
-            share = {model: {"weight": 1.0 / len(models)} for model in models}
-            recipe = self.frame.whole("linear", share, parameters={"normalize": True})
-            return Baseline(name="uniform", recipe=recipe, vector=None)
-        start = self.layout.constant(lambda slot: slot.start)
-        recipe = self.form.write(start.reshape(self.layout.shape))
-        return Baseline(name="uniform", recipe=recipe, vector=start if self.contains(start) else None)
-
-    def _task_arithmetic(self, base: str) -> Baseline:
+    def task_arithmetic(self, base: str) -> Recipe:
         """The base plus the sum of all task vectors, each with weight 1."""
-        genome = self.frame.genome
-        ones = {model: {"weight": 1.0} for model in genome.models if model != base}
-        recipe = self.frame.whole(
+        ones: dict[str, Mapping[str, Value]] = {model: {"weight": 1.0} for model in self.models}
+        return self._whole(
             "task_arithmetic",
-            {base: {}, **ones},
+            {base: {}} | {model: given for model, given in ones.items() if model != base},
             base_model=base,
             parameters={"normalize": False, "lambda": 1.0},
         )
-        reachable = genome.merge_method in _PLAIN_SUMS and not genome.normalize
-        return Baseline(
-            name="task_arithmetic", recipe=recipe, vector=self._weights(1.0) if reachable else None
+
+    def _whole(
+        self,
+        merge_method: str,
+        models: Mapping[str, Mapping[str, Value]],
+        *,
+        base_model: str | None = None,
+        parameters: Mapping[str, Value] | None = None,
+    ) -> Recipe:
+        return replace(
+            self.pattern,
+            merge_method=merge_method,
+            base_model=base_model,
+            models=tuple(InputModel(model=model, parameters=given) for model, given in models.items()),
+            slices=None,
+            modules=None,
+            parameters=parameters or {},
+            tokenizer_source=self._tokenizer_source(base_model),
         )
 
-    def _as_it_is(self, model: str) -> Recipe:
-        return self.frame.whole("passthrough", {model: {}})
-
-    def _weights(self, weight: float) -> NDArray[np.float64] | None:
-        return self._point(lambda slot: weight if slot.parameter == "weight" else slot.start)
-
-    def _point(self, value: Callable[[Slot], float]) -> NDArray[np.float64] | None:
-        vector = self.layout.constant(value)
-        return vector if self.contains(vector) else None
+    def _tokenizer_source(self, base_model: str | None) -> str | None:
+        """``base`` means the search's base, or else its first model: named where the recipe's is another."""
+        if self.tokenizer_source != "base" or base_model == self.base_model is not None:
+            return self.tokenizer_source
+        return self.base_model or self.models[0]

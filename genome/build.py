@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from genome.errors import SearchFileError
+from genome.expand import expanded
 from genome.facts import ModelFacts
-from genome.grid_space import GridSpace
-from genome.search_file import SearchFile
+from genome.pair_space import PairSpace
+from genome.search_file import GenomeSpec, SearchFile
+from genome.searched import chooses_pairs
 from genome.space import Space
+from genome.template import make_template
+from genome.template_baselines import Compared
+from genome.template_space import TemplateSpace
+from merge_engine.errors import Problem
+from merge_engine.spec import METHODS
 
 
 def build_space(search_file: SearchFile, facts: Mapping[str, ModelFacts]) -> Space:
@@ -15,5 +23,23 @@ def build_space(search_file: SearchFile, facts: Mapping[str, ModelFacts]) -> Spa
 
     Raises `SearchFileError` where the search file does not fit the models.
     """
-    pattern = facts[search_file.genome.pattern]
-    return GridSpace.build(search_file, pattern.num_layers, pattern.dtype)
+    return _genome_space(search_file.genome, facts)
+
+
+def _genome_space(genome: GenomeSpec, facts: Mapping[str, ModelFacts]) -> Space:
+    if chooses_pairs(METHODS[genome.merge_method], genome.models):
+        pattern = facts[genome.pattern]
+        return PairSpace(genome, pattern.num_layers, pattern.dtype)
+    problems: list[Problem] = []
+    template = make_template(
+        expanded(genome) | {"dtype": genome.dtype or facts[genome.pattern].dtype}, problems
+    )
+    if problems:
+        raise SearchFileError(problems)
+    compared = Compared(
+        models=genome.models,
+        base_model=genome.base_model,
+        tokenizer_source=genome.tokenizer_source,
+        uniform=True,
+    )
+    return TemplateSpace(template, facts, compared)

@@ -8,7 +8,7 @@ from merge_engine.spec import Method, Parameter
 
 # Where pairs are chosen, each model has a rank instead of the pair having a `t`. The softmax of two ranks in
 # [-4, 4] reaches all but a third of a thousandth of either model.
-_PREFERENCE = Parameter(
+PREFERENCE = Parameter(
     name="preference", help="rank of a model among those to blend", search_low=-4.0, search_high=4.0
 )
 _BLENDS = ("slerp",)
@@ -30,7 +30,7 @@ def chooses_pairs(method: Method, models: Sequence[str]) -> bool:
 
 
 def searched_parameters(method: Method, models: Sequence[str]) -> tuple[Parameter, ...]:
-    """The numbers that a search can vary; those without default bounds only where the file gives some."""
+    """What a search can vary; parameters without default bounds only where the file gives some."""
     if chooses_pairs(method, models):
-        return (_PREFERENCE,)
-    return tuple(parameter for parameter in method.parameters if parameter.kind == "real")
+        return (PREFERENCE,)
+    return method.parameters
