@@ -100,6 +100,10 @@ class StopWords:
         """The tokens after which `reached` can be true."""
         return self._noted[stops]
 
+    def ending(self, stops: tuple[str, ...]) -> frozenset[int]:
+        """The special tokens whose own text is a stop string or ends a sequence."""
+        return self._ending[stops]
+
     def reached(self, tokens: list[int], stops: tuple[str, ...]) -> bool:
         """Whether the text of ``tokens`` holds a stop string now; it held none before the last token."""
         if tokens[-1] in self._ending[stops]:

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from fitness.errors import ModelError, OutOfMemory
+from fitness.model_folder import end_ids
 from fitness.rewiring import Rewiring
 from fitness.weight_names import match_names
-
-_DEFAULT_MAX_TOKENS = 2048  # lm-eval's, for a model that states no context length
-_NO_LIMIT = 10**9  # tokenizers state "no limit" as a far larger number
 
 
 class ResidentModel:
@@ -64,7 +62,7 @@ class ResidentModel:
             raise ModelError(
                 f"{type(self._model).__name__} keeps no key-value cache; it cannot be scored in memory"
             )
-        self.end_ids = _end_ids(folder, self._model)
+        self.end_ids = end_ids(folder, self.config)
         self.pad_id = int(self.config.pad_token_id or 0)  # masked everywhere: any real token does
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -146,16 +144,6 @@ class ResidentModel:
         return logits[:, -keep:]
 
 
-def context_tokens(config: Any, tokenizer: Any) -> int:
-    """The longest sequence the model takes, found as lm-eval finds it, so that scores agree with it."""
-    config = getattr(config, "text_config", None) or config
-    for key in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if (value := getattr(config, key, None)) is not None:
-            return int(value)
-    length = tokenizer.model_max_length
-    return int(length) if length and length < _NO_LIMIT else _DEFAULT_MAX_TOKENS
-
-
 def _build(folder: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -185,17 +173,6 @@ def _names_in(folder: Path) -> Collection[str] | None:
         return None
     with safe_open(single, framework="pt") as file:
         return list(file.keys())
-
-
-def _end_ids(folder: Path, model: Any) -> frozenset[int]:
-    """The tokens that end an answer: the generation config's, as in ``model.generate``."""
-    from transformers import GenerationConfig
-
-    config = model.generation_config
-    if (folder / "generation_config.json").exists():
-        config = GenerationConfig.from_pretrained(folder)
-    ends = config.eos_token_id
-    return frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
 
 
 def _put(name: str, tensor: Tensor, resident: Tensor) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +15,12 @@ from fitness.encoding import Encoder
 from fitness.errors import ModelError, ScoringError
 from fitness.generation import Generator
 from fitness.likelihood import Likelihoods
-from fitness.requests import (
-    Continuation,
-    Generation,
-    Request,
-    Response,
-    Rolling,
-    longest_tokens,
-    scored_tokens,
-)
-from fitness.resident import ResidentModel, context_tokens
+from fitness.model_folder import context_tokens, load_tokenizer
+from fitness.requests import Request, Response, longest_tokens, scored_tokens
+from fitness.resident import ResidentModel
 from fitness.results import Report
 from fitness.suite import SuiteSpec
-from fitness.tasks import BuiltTask, build_suite
+from fitness.suite_tasks import SuiteTasks, generations, responses, windows
 
 
 class TransformersBackend:
@@ -72,13 +64,13 @@ class TransformersBackend:
             rewires=most_layers is not None,
             trust_remote_code=trust_remote_code,
         )
-        tokenizer = _tokenizer(folder, trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code)
         encoder = Encoder(tokenizer, context_tokens(self._model.config, tokenizer))
-        self._tasks = build_suite(suite, encoder)
+        self._tasks = SuiteTasks(suite, encoder)
         self._batch_size = batch_size or self._fitting_rows(memory_bytes, most_layers)
         self._runners = {
-            split: _Runner(tokenizer, tasks, self._batch_size, self._model)
-            for split, tasks in self._tasks.items()
+            split: _Runner(tokenizer, self._tasks.requests(split), self._batch_size, self._model)
+            for split in self._tasks.splits
         }
         self._loaded = False
 
@@ -95,15 +87,7 @@ class TransformersBackend:
     @property
     def suite_digest(self) -> str:
         """A digest of every item and of the tokens that the model is asked, on both splits."""
-        digest = hashlib.blake2b(digest_size=16)
-        for split, tasks in self._tasks.items():
-            for task in tasks:
-                asked = [
-                    (instance.doc, request)
-                    for instance, request in zip(task.instances, task.requests, strict=True)
-                ]
-                digest.update(repr((split, task.name, task.item_ids, asked)).encode())
-        return digest.hexdigest()
+        return self._tasks.digest()
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The resident storage by checkpoint name, tied weights once."""
@@ -119,24 +103,17 @@ class TransformersBackend:
         """See `fitness.backend.Backend.score`."""
         if not self._loaded:
             raise ModelError("no weights are loaded")
-        if split not in self._tasks:
-            raise ValueError("this suite holds out no items: set its holdout")
-        responses = self._respond(split)
-        results = []
-        for task in self._tasks[split]:
-            own, responses = responses[: len(task.requests)], responses[len(task.requests) :]
-            results += task.results(own)
-        return Report(tasks=tuple(results))
+        return self._tasks.report(split, self._respond(split))
 
     def _respond(self, split: Split) -> list[Response]:
+        task, metric = self._tasks.first_metric(split)
         try:
             return self._runners[split].run()
         except ModelError as error:
-            first = self._tasks[split][0]
-            raise ScoringError(first.name, first.specs[0].metric, str(error)) from error
+            raise ScoringError(task, metric, str(error)) from error
 
     def _fitting_rows(self, memory_bytes: int | None, most_layers: int | None) -> int:
-        requests = [request for tasks in self._tasks.values() for task in tasks for request in task.requests]
+        requests = self._tasks.all_requests()
         facts = ModelFacts.from_config(self._model.config.to_dict(), weight_bytes=self._model.dtype.itemsize)
         facts = replace(facts, layers=most_layers or facts.layers)
         return auto_batch_size(
@@ -148,50 +125,18 @@ class TransformersBackend:
 
 
 class _Runner:
-    """All requests of one split, across its tasks, so that batches are full."""
+    """All requests of one split, in batches fixed at the start."""
 
-    def __init__(
-        self, tokenizer: object, tasks: Sequence[BuiltTask], rows: int, model: ResidentModel
-    ) -> None:
+    def __init__(self, tokenizer: object, requests: list[Request], rows: int, model: ResidentModel) -> None:
         self._model = model
-        self._requests: list[Request] = [request for task in tasks for request in task.requests]
-        self._generator = Generator(
-            tokenizer, [request for request in self._requests if isinstance(request, Generation)], rows, model
-        )
-        self._likelihoods = Likelihoods(
-            [window for request in self._requests for window in _windows(request)],
-            rows,
-            model,
-        )
+        self._requests = requests
+        self._generator = Generator(tokenizer, generations(requests), rows, model)
+        self._likelihoods = Likelihoods(windows(requests), rows, model)
 
     def run(self) -> list[Response]:
         """The response to each request, in order."""
-        texts = iter(self._generator.run(self._model))
-        likelihoods = iter(self._likelihoods.run(self._model))
-        responses: list[Response] = []
-        for request in self._requests:
-            if isinstance(request, Generation):
-                responses.append(next(texts))
-            elif isinstance(request, Continuation):
-                responses.append(next(likelihoods))
-            else:
-                responses.append(sum(next(likelihoods).log_probability for _ in request.windows))
-        return responses
-
-
-def _windows(request: Request) -> tuple[Continuation, ...]:
-    if isinstance(request, Rolling):
-        return request.windows
-    return (request,) if isinstance(request, Continuation) else ()
-
-
-def _tokenizer(folder: Path, trust_remote_code: bool) -> object:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: no tokenizer that transformers can load: {error}") from error
+        texts = self._generator.run(self._model)
+        return responses(self._requests, texts, self._likelihoods.run(self._model))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -62,7 +62,7 @@ def test_answers_are_those_of_generate_at_any_batch_size(
         backend = TransformersBackend(tmp_path, make_suite(*TASKS), dtype="float32", batch_size=batch_size)
         backend.load(weights(tmp_path))
         backend.score("search")
-        say, pick = backend._tasks["search"]
+        say, pick = backend._tasks.built("search")
         texts = [instance.resps[0] for instance in say.instances]
         assert texts == [generated(model, request.prompt) for request in say.requests]
         answers.append(torch.tensor([instance.resps[0][0] for instance in pick.instances]))

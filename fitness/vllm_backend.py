@@ -1,0 +1,123 @@
+"""The backend that scores a resident vLLM engine on lm-eval tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitness.backend import Split
+from fitness.batching import ModelFacts
+from fitness.encoding import Encoder
+from fitness.errors import ModelError
+from fitness.generation import StopWords
+from fitness.model_folder import context_tokens, end_ids, load_config, load_tokenizer
+from fitness.requests import longest_tokens
+from fitness.results import Report
+from fitness.suite import SuiteSpec
+from fitness.suite_tasks import SuiteTasks, generations, responses, windows
+from fitness.vllm_check import check_reload
+from fitness.vllm_engine import VllmEngine
+from fitness.vllm_settings import VllmSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CACHE_BLOCK_TOKENS = 128  # vLLM's on a CPU, the largest that it uses by default
+
+
+class VllmBackend:
+    """A `fitness.backend.Backend`: one resident engine, the suite's tasks built and tokenised once.
+
+    Args:
+        folder: a model folder: config, tokenizer, and the safetensors files that the engine starts from.
+        dtype: of the weights, as a checkpoint names it ("bfloat16").
+        memory_bytes: without a GPU, what keys and values may take at most; None takes what the suite needs.
+
+    Raises:
+        ModelError: the engine cannot be built, or does not take weights as it should.
+        SuiteError: tasks cannot be built for the model.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        suite: SuiteSpec,
+        settings: VllmSettings,
+        *,
+        dtype: str,
+        memory_bytes: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        config = load_config(folder, trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code)
+        context = context_tokens(config, tokenizer)
+        limit = min(context, settings.max_model_len or context)
+        self._tasks = SuiteTasks(suite, Encoder(tokenizer, limit - 1))
+        asked = self._tasks.all_requests()
+        longest = max(map(longest_tokens, asked))
+        self._stopping = StopWords(tokenizer, (request.stops for request in generations(asked)))
+        self._settings = settings
+        self._engine = VllmEngine(
+            folder,
+            settings,
+            dtype=dtype,
+            longest_tokens=longest,
+            end_ids=end_ids(folder, config),
+            cache_bytes=_cache_bytes(config, dtype, longest, settings.max_num_seqs, memory_bytes),
+            trust_remote_code=trust_remote_code,
+        )
+        check_reload(self._engine, folder, len(tokenizer))
+        self._loaded = False
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds in which the engine was answering so far."""
+        return self._engine.answer_s
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences that run at the same time at most."""
+        return self._settings.max_num_seqs
+
+    @property
+    def suite_digest(self) -> str:
+        """A digest of every item and of the tokens that the model is asked, on both splits."""
+        return self._tasks.digest()
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Nothing: vLLM keeps weights in a form of its own and takes new tensors."""
+        return {}
+
+    def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
+        """See `fitness.backend.Backend.load`. After an error, nothing is scored before the next load."""
+        self._loaded = False
+        self._engine.load(stream)
+        self._loaded = True
+
+    def score(self, split: Split) -> Report:
+        """See `fitness.backend.Backend.score`."""
+        if not self._loaded:
+            raise ModelError("no weights are loaded")
+        requests = self._tasks.requests(split)
+        asked = generations(requests)
+        answers = self._engine.generate(asked, [self._stopping.ending(request.stops) for request in asked])
+        texts = [
+            self._stopping.cut(tokens, request.stops) for request, tokens in zip(asked, answers, strict=True)
+        ]
+        likelihoods = self._engine.likelihoods(windows(requests))
+        return self._tasks.report(split, responses(requests, texts, likelihoods))
+
+
+def _cache_bytes(
+    config: Any, dtype: str, longest: int, sequences: int, memory_bytes: int | None
+) -> int | None:
+    """What keys and values take when every sequence is as long as the longest; None on a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    facts = ModelFacts.from_config(config.to_dict(), weight_bytes=getattr(torch, dtype).itemsize)
+    tokens = -(-(longest + 1) // _CACHE_BLOCK_TOKENS) * _CACHE_BLOCK_TOKENS
+    needed = 2 * facts.layers * facts.kv_size * facts.weight_bytes * tokens * (sequences + 1)
+    return needed if memory_bytes is None else min(needed, memory_bytes)

@@ -1,0 +1,54 @@
+"""Whether an engine really takes new weights: some architectures and quantisations do not, silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fitness.errors import ModelError
+from fitness.requests import Continuation, Generation
+from fitness.vllm_engine import VllmEngine, stored_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PROMPTS = 4
+_PROMPT_TOKENS = 12
+_NEW_TOKENS = 8
+
+
+def check_reload(engine: VllmEngine, folder: Path, vocab_size: int) -> None:
+    """Reload the start weights: answers must stay; load zeros in between: answers must change.
+
+    Raises:
+        ModelError: they do not, so that scores would belong to other weights than they say.
+    """
+    before = _answers(engine, vocab_size)
+    engine.load(_zeros(stored_tensors(folder)))
+    blank = _answers(engine, vocab_size)
+    engine.load(stored_tensors(folder))
+    after = _answers(engine, vocab_size)
+    way_out = "score this model with --on-disk, or without --vllm"
+    if blank == before:
+        raise ModelError(f"vLLM keeps the weights of {folder} when it is given others; {way_out}")
+    if after != before:
+        raise ModelError(
+            f"vLLM does not answer as before when it is given the weights of {folder} again: reloading this "
+            f"architecture is not safe; {way_out}"
+        )
+
+
+def _zeros(stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in stream:
+        yield name, tensor.new_zeros(tensor.shape)
+
+
+def _answers(engine: VllmEngine, vocab_size: int) -> object:
+    prompts = [
+        tuple((7 * (row + 1) * (place + 1)) % vocab_size for place in range(_PROMPT_TOKENS))
+        for row in range(_PROMPTS)
+    ]
+    asked = [Generation(prompt=prompt, max_new_tokens=_NEW_TOKENS, stops=()) for prompt in prompts]
+    windows = [Continuation(prefix=prompt[:1], target=prompt[1:]) for prompt in prompts]
+    return engine.generate(asked, [frozenset()] * len(asked)), engine.likelihoods(windows)
