@@ -23,9 +23,7 @@ from merge_engine.methods.task_vectors import (
     task_vector,
     weighted,
 )
-from merge_engine.methods.thresholds import runs
-
-_LEAST_SUM = 1e-7  # task vectors of less are not rescaled; as mergekit 0.1.5 behaves
+from merge_engine.methods.trimming import l1_gain, runs
 
 
 def _between(x_N: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -136,8 +134,7 @@ def _gain(tensor: Inputs, source: int, density: float, gamma: float) -> float:
     if up_to - left_out == tensor.elements:
         return 1.0
     total, outer = tensor.sum_of_largest(source, up_to)
-    kept = outer - tensor.sum_of_largest(source, left_out)[1]
-    return total / kept if kept >= _LEAST_SUM else 1.0
+    return l1_gain(total, outer - tensor.sum_of_largest(source, left_out)[1], tensor.dtype)
 
 
 BREADCRUMBS = Family(kernel=breadcrumbs, calls=_calls)

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from merge_engine.geometry import Along
 from merge_engine.magnitudes import Kept
 from merge_engine.overlap import Overlap
 from merge_engine.plan import TensorJob
@@ -32,12 +33,14 @@ Kernel: TypeAlias = Callable[..., Tensor]
 class Call:
     """One run of a kernel, over elements [start, stop).
 
-    Tensors in ``arguments`` are on the CPU; only those of a short group may have one number for each element.
+    Tensors in ``arguments`` are on the CPU; only those of a short group, or of a call of at most
+    `GROUP_ELEMENTS`, may have one number for each element. ``compiles``: false for such a part of a tensor.
     """
 
     start: int
     stop: int
     arguments: tuple[Argument, ...]
+    compiles: bool = True
 
 
 class Inputs(Protocol):
@@ -84,6 +87,15 @@ class Inputs(Protocol):
 
     def cosine(self) -> float:
         """Cosine of the angle between the base and the only source."""
+
+    def products(self) -> Tensor:
+        """Inner products of the sources, of their task vectors where there is a base, float64 (M, M)."""
+
+    def cosine_of_vectors(self, along: Along, least_norm: float) -> Tensor:
+        """`merge_engine.geometry.Geometry.cosine` of the sources, or of their task vectors."""
+
+    def mean_cosine(self, along: Along) -> Tensor:
+        """`merge_engine.geometry.Geometry.mean_cosine` of the sources, or of their task vectors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.masks import elected_sign, kept_from, share_of
 from merge_engine.methods.rounding import rounded
 from merge_engine.methods.task_vectors import add_to_base, task_vector, weighted
-from merge_engine.methods.thresholds import runs
+from merge_engine.methods.trimming import runs
 
 
 def sce(

@@ -346,7 +346,7 @@ METHODS: Mapping[str, Method] = MethodTable(
                 kind="integer",
                 scope="global",
                 default=2,
-                low=0,
+                low=1,
             ),
             _LAMBDA,
         ),

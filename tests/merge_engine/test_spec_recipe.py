@@ -33,9 +33,13 @@ names = st.sampled_from(["alpha", "org/beta@main", "./gamma", "delta+lora", "1e5
 def values(parameter: Parameter) -> st.SearchStrategy[Value]:
     if parameter.kind == "bool":
         return st.booleans()
-    low = parameter.low if parameter.low is not None else -1e300
-    high = parameter.high if parameter.high is not None else 1e300
-    scalar = st.floats(low, high, exclude_min=parameter.low_open) | st.just(1)
+    scalar: st.SearchStrategy[int | float]
+    if parameter.kind == "integer":
+        scalar = st.integers(int(parameter.low or 0), int(parameter.high or 1000))
+    else:
+        low = parameter.low if parameter.low is not None else -1e300
+        high = parameter.high if parameter.high is not None else 1e300
+        scalar = st.floats(low, high, exclude_min=parameter.low_open) | st.just(1)
     gradient = st.lists(scalar, min_size=1, max_size=4).map(tuple)
     filters = st.none() | st.sampled_from(["mlp", "self_attn", "*"])
     entry = st.builds(lambda part, value: Filtered(filter=part, value=value), filters, scalar | gradient)

@@ -1,4 +1,4 @@
-"""Which elements are among the k largest, said by thresholds: exactly, though some may equal the last.
+"""Thresholds that say exactly which elements are among the k largest, though some may equal the last.
 
 Suffix: N elements.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from merge_engine.magnitudes import Kept
 from merge_engine.methods.family import Group
 
+_LEAST_SUM = 1e-7  # task vectors of less are not rescaled; as mergekit 0.1.5 behaves
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
@@ -41,6 +42,19 @@ def runs(
                 for kept, (threshold, above) in zip(whole, steps, strict=True)
             ),
         )
+
+
+def l1_gain(whole: float, kept: float, dtype: torch.dtype) -> float:
+    """What gives what was kept of a task vector the L1 norm of the whole one, as ``dtype`` holds it.
+
+    Both norms and their ratio are rounded to it.
+    """
+    if kept < _LEAST_SUM:
+        return 1.0
+    sums = torch.tensor([whole, kept], dtype=torch.float32)
+    if whole <= torch.finfo(dtype).max:  # float16 ends at 65504
+        sums = sums.to(dtype)
+    return float((sums[0] / sums[1]).to(dtype))
 
 
 def _threshold_of_each(group: Group, choice: Sequence[Kept], dtype: torch.dtype) -> Tensor:
