@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from merge_engine.geometry import Along, Geometry
 from merge_engine.magnitudes import Kept, MagnitudeIndex
 from merge_engine.methods.random_field import field_key, field_N
 from merge_engine.methods.rounding import MODERATE_PARAMETER, is_moderate, read
@@ -42,6 +43,7 @@ class Preparation:
             tuple[tuple[TensorRef, ...], TensorRef, torch.dtype, float], tuple[Overlap, ...]
         ] = {}
         self._cosines: dict[tuple[TensorRef, TensorRef, torch.dtype], float] = {}
+        self._geometry: dict[tuple[object, ...], Tensor] = {}
 
     def is_moderate(self, ref: TensorRef) -> bool:
         """`merge_engine.methods.rounding.is_moderate` of the stored tensor."""
@@ -122,6 +124,29 @@ class Preparation:
                 torch.tensor(epsilon, dtype=dtype),
             )
         return self._overlaps[key]
+
+    def geometry(
+        self, job: TensorJob, what: tuple[object, ...], find: Callable[[Geometry], Tensor]
+    ) -> Tensor:
+        """What ``find`` gives of the sources of ``job``, or of their task vectors, named ``what``."""
+        key = (*what, job.sources, job.base, job.dtype)
+        if key not in self._geometry:
+            self._geometry[key] = find(self._vectors(job))
+        return self._geometry[key]
+
+    def _vectors(self, job: TensorJob) -> Geometry:
+        assert job.dtype is not None
+        dtype = MERGE_DTYPES[job.dtype]
+        if job.base is None:
+            tensors = [self._read(source, dtype) for source in job.sources]
+        else:
+            tensors = [self._delta(source, job.base, dtype) for source in job.sources]
+        return Geometry(tensors, job.shape, dtype)
+
+    def _read(self, source: TensorRef, dtype: torch.dtype) -> Callable[[Where], Tensor]:
+        """Elements of a source as ``dtype`` holds them."""
+        source_N = self.sources.tensor(source)
+        return lambda where: read(source_N[where], dtype)
 
     def _delta(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> Callable[[Where], Tensor]:
         """Elements of source - base as formed in ``dtype``."""
@@ -207,6 +232,17 @@ class JobInputs:
         (source,) = self.job.sources
         assert self.job.base is not None
         return self.preparation.cosine(source, self.job.base, self.dtype)
+
+    def products(self) -> Tensor:
+        return self.preparation.geometry(self.job, ("products",), lambda found: found.products())
+
+    def cosine_of_vectors(self, along: Along, least_norm: float) -> Tensor:
+        what = ("cosine", along, least_norm)
+        return self.preparation.geometry(self.job, what, lambda found: found.cosine(along, least_norm))
+
+    def mean_cosine(self, along: Along) -> Tensor:
+        what = ("mean cosine", along)
+        return self.preparation.geometry(self.job, what, lambda found: found.mean_cosine(along))
 
 
 def _cosine(x_N: Tensor, y_N: Tensor, dtype: torch.dtype) -> float:

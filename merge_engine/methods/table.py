@@ -9,7 +9,12 @@ from merge_engine.methods.consensus_ta import CONSENSUS_TA
 from merge_engine.methods.dare import DARE_LINEAR, DARE_TIES
 from merge_engine.methods.della import DELLA, DELLA_LINEAR
 from merge_engine.methods.family import Family
+from merge_engine.methods.karcher import KARCHER
 from merge_engine.methods.linear import LINEAR
+from merge_engine.methods.model_stock import MODEL_STOCK
+from merge_engine.methods.multislerp import MULTISLERP
+from merge_engine.methods.nearswap import NEARSWAP
+from merge_engine.methods.nuslerp import NUSLERP
 from merge_engine.methods.passthrough import PASSTHROUGH
 from merge_engine.methods.ram import RAM, RAMPLUS_TL
 from merge_engine.methods.sce import SCE
@@ -32,5 +37,10 @@ FAMILIES: Mapping[str, Family] = {
     "ram": RAM,
     "ramplus_tl": RAMPLUS_TL,
     "consensus_ta": CONSENSUS_TA,
+    "nuslerp": NUSLERP,
+    "multislerp": MULTISLERP,
+    "karcher": KARCHER,
+    "model_stock": MODEL_STOCK,
+    "nearswap": NEARSWAP,
     "passthrough": PASSTHROUGH,
 }

@@ -23,6 +23,10 @@ RAM = "Yuan et al. 2026, Behavior Knowledge Merge in Reinforced Agentic Models, 
 TALL_MASKS = "Wang et al. 2024, Localizing Task Information for Improved Model Merging, arXiv 2405.07813"
 MODEL_SOUPS = "Wortsman et al. 2022, Model Soups, arXiv 2203.05482"
 SLERP = "Shoemake 1985, Animating Rotation with Quaternion Curves, SIGGRAPH"
+MULTISLERP = "Goddard 2025, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea"
+KARCHER = "Wang et al. 2026, LLM Merging on the Fisher-Rao Manifold, arXiv 2603.04972"
+MODEL_STOCK = "Jang et al. 2024, Model Stock, arXiv 2403.19522"
+NEARSWAP = "alchemonaut 2024, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,6 +353,91 @@ METHODS: Mapping[str, Method] = MethodTable(
                 low=1,
             ),
             _LAMBDA,
+        ),
+    ),
+    Method(
+        name="nuslerp",
+        help="spherical interpolation of two models, or of two task vectors",
+        paper=SLERP,
+        base="optional",
+        min_models=2,
+        max_models=2,
+        parameters=(
+            _weight(1.0),
+            Parameter(
+                name="nuslerp_flatten",
+                help="each tensor is one vector; false: each of its rows is",
+                kind="bool",
+                scope="global",
+                default=True,
+            ),
+            Parameter(
+                name="nuslerp_row_wise",
+                help="where tensors are not flattened: vectors run along the first dimension, not the last",
+                kind="bool",
+                scope="global",
+                default=False,
+            ),
+        ),
+    ),
+    Method(
+        name="multislerp",
+        help="direction of the weighted mean of unit vectors, with the weighted mean of the lengths",
+        paper=MULTISLERP,
+        base="optional",
+        parameters=(
+            _weight(1.0),
+            Parameter(
+                name="normalize_weights",
+                help="divide by the sum of the weights",
+                kind="bool",
+                scope="global",
+                default=True,
+            ),
+            Parameter(name="eps", help="length that counts as none", scope="global", default=1e-8, low=0.0),
+        ),
+    ),
+    Method(
+        name="karcher",
+        help="the point on the sphere nearest to all models, with the mean of their lengths",
+        paper=KARCHER,
+        base="none",
+        parameters=(
+            Parameter(name="max_iter", help="most steps", kind="integer", scope="global", default=10, low=0),
+            Parameter(name="tol", help="shortest step, in radians", scope="global", default=1e-5, low=0.0),
+        ),
+    ),
+    Method(
+        name="model_stock",
+        help="between the base and the mean of the models, as far as the angles of the task vectors say",
+        paper=MODEL_STOCK,
+        base="required",
+        min_models=2,
+        parameters=(
+            Parameter(
+                name="filter_wise",
+                help="angles of each row instead of the whole tensor",
+                kind="bool",
+                scope="global",
+                default=False,
+            ),
+        ),
+    ),
+    Method(
+        name="nearswap",
+        help="the other model where it is near the base, the base where it is not",
+        paper=NEARSWAP,
+        base="required",
+        max_models=1,
+        parameters=(
+            Parameter(
+                name="t",
+                help="distance below which the other model is taken as it is",
+                scope="global",
+                low=0.0,
+                search_low=0.0,
+                search_high=0.0025,
+            ),
         ),
     ),
     Method(

@@ -39,7 +39,7 @@ def values(parameter: Parameter) -> st.SearchStrategy[Value]:
     else:
         low = parameter.low if parameter.low is not None else -1e300
         high = parameter.high if parameter.high is not None else 1e300
-        scalar = st.floats(low, high, exclude_min=parameter.low_open) | st.just(1)
+        scalar = st.floats(low, high, exclude_min=parameter.low_open) | st.just(1 if high >= 1 else 0)
     gradient = st.lists(scalar, min_size=1, max_size=4).map(tuple)
     filters = st.none() | st.sampled_from(["mlp", "self_attn", "*"])
     entry = st.builds(lambda part, value: Filtered(filter=part, value=value), filters, scalar | gradient)
@@ -59,10 +59,8 @@ def parameters(method: Method, scopes: tuple[str, ...]) -> st.SearchStrategy[dic
 def recipes(draw: st.DrawFn) -> Recipe:
     """Any recipe that is valid, over whole models or slices."""
     method = draw(st.sampled_from(list(METHODS.values())))
-    most = 1 if method.max_models == 1 else 3
-    models = draw(
-        st.lists(names, min_size=method.min_models, max_size=max(most, method.min_models), unique=True)
-    )
+    most = method.max_models or 3
+    models = draw(st.lists(names, min_size=method.min_models, max_size=most, unique=True))
     inputs = (["base"] if method.needs_base else []) + models
     own = parameters(method, ("model",))
     shared = draw(parameters(method, ("global",)))
@@ -103,7 +101,7 @@ def module(
         sources = tuple(
             SliceSource(model=model, layer_range=(start, start + 2), parameters=draw(own)) for model in inputs
         )
-        base = draw(st.none() | st.just(inputs[0]))
+        base = draw(st.none() | st.just(inputs[0])) if method.base != "optional" else None
         slices.append(OutputSlice(sources=sources, base_model=base, parameters=draw(shared)))
     return OutputModule(slices=tuple(slices), parameters=level)
 

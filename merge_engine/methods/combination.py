@@ -1,0 +1,44 @@
+"""Sums of models with coefficients that follow from the angles between them.
+
+Suffixes: N elements, M models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from merge_engine.methods.family import Call, Family, Group, Inputs
+from merge_engine.methods.rounding import read
+from merge_engine.methods.task_vectors import task_vector
+
+
+def combination(
+    sources: Sequence[Tensor],
+    base_N: Tensor | None,
+    first: Tensor,
+    dtype: torch.dtype,
+    coefficients: Sequence[Tensor],
+) -> Tensor:
+    """sum_m c_m x_m, or base + sum_m c_m (x_m - base) where there is a base.
+
+    Coefficients are scalars or one number for each element. Added up in fp32.
+    """
+    vectors = [read(x_N, dtype) if base_N is None else task_vector(x_N, base_N, dtype) for x_N in sources]
+    mixed_N = vectors[0].to(torch.float32) * coefficients[0]
+    for m, vector_N in enumerate(vectors[1:], start=1):
+        mixed_N = mixed_N + vector_N.to(torch.float32) * coefficients[m]
+    return mixed_N if base_N is None else read(base_N, dtype).to(torch.float32) + mixed_N
+
+
+def combination_family(coefficients: Callable[[Inputs], Sequence[float]]) -> Family:
+    """The method that gives each model the coefficient that ``coefficients`` finds for a tensor."""
+
+    def calls(group: Group) -> Iterator[Call]:
+        of_tensors = [coefficients(tensor) for tensor in group.tensors]
+        spread = tuple(group.spread(numbers) for numbers in zip(*of_tensors, strict=True))
+        yield Call(start=0, stop=group.elements, arguments=(spread,))
+
+    return Family(kernel=combination, calls=calls)

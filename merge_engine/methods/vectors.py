@@ -1,0 +1,45 @@
+"""Numbers that belong to the vectors of a tensor (its rows, say), as arguments of kernels.
+
+Suffixes: N elements, L vectors of a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from merge_engine.geometry import Along, vector_of
+from merge_engine.methods.family import GROUP_ELEMENTS, Call, Group, Inputs
+
+
+def vector_calls(group: Group, along: Along, numbers: Callable[[Inputs], Sequence[Tensor]]) -> Iterator[Call]:
+    """Calls that cover a group, with ``numbers`` of each tensor's vectors, shape (L,), as their arguments.
+
+    Scalars for a single tensor that is one vector, otherwise one for each element, and the calls are short.
+    """
+    of_tensors = [[number_L.to(torch.float32) for number_L in numbers(tensor)] for tensor in group.tensors]
+    if len(of_tensors) == 1 and all(len(number_L) == 1 for number_L in of_tensors[0]):
+        scalars = tuple(number_L[0] for number_L in of_tensors[0])
+        yield Call(start=0, stop=group.elements, arguments=scalars)
+        return
+    if group.is_short:
+        parts = [
+            _spread(numbers_of, tensor.job.shape, along, 0, tensor.elements)
+            for numbers_of, tensor in zip(of_tensors, group.tensors, strict=True)
+        ]
+        arguments = tuple(map(torch.cat, zip(*parts, strict=True)))
+        yield Call(start=0, stop=group.elements, arguments=arguments)
+        return
+    for start in range(0, group.elements, GROUP_ELEMENTS):
+        stop = min(start + GROUP_ELEMENTS, group.elements)
+        spread = tuple(_spread(of_tensors[0], group.job.shape, along, start, stop))
+        yield Call(start=start, stop=stop, arguments=spread, compiles=False)
+
+
+def _spread(
+    numbers: Sequence[Tensor], shape: tuple[int, ...], along: Along, start: int, stop: int
+) -> list[Tensor]:
+    place_N = vector_of(shape, along, start, stop)
+    return [number_L[place_N] for number_L in numbers]
