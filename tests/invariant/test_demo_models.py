@@ -90,7 +90,7 @@ def test_models_and_tokenizers_load_as_any_other(demo: Path) -> None:
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_no_item_is_in_two_shares(task: Task) -> None:
-    counts: dict[Share, int] = {"training": 20_000, "search": 600, "heldout": 800}
+    counts: dict[Share, int] = {"training": 20_000, "search": task.search_items, "heldout": 800}
     keys = {
         share: {item.key for item in draw_items(task, share, count, seed=0, repeats=share == "training")}
         for share, count in counts.items()
@@ -103,7 +103,7 @@ def test_written_items_are_distinct_and_have_one_right_answer(demo: Path) -> Non
     for task in TASKS:
         files = [demo / "tasks" / f"{task.name}{ending}.jsonl" for ending in ("", "_heldout")]
         rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        assert len({row["prompt"] for row in rows}) == len(rows) == 1400
+        assert len({row["prompt"] for row in rows}) == len(rows) == task.search_items + 800
         assert all(row["choices"].count(row["answer"]) == bool(row["choices"]) for row in rows)
 
 
