@@ -9,7 +9,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from merge_engine.errors import CheckpointError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
 
 _PREFIX = "base_model.model."
 _PART = re.compile(
@@ -61,17 +62,24 @@ class Change:
 def open_adapter(folder: Path) -> CheckpointHeader:
     """The adapter's config and the headers of its weights.
 
-    Raises `CheckpointError` where there is no LoRA adapter in safetensors, or one that cannot be merged.
+    Raises `CheckpointError` where there is no LoRA adapter, or one that cannot be merged.
     """
     config = read_json(folder / CONFIG_FILE, "is this a PEFT adapter folder?")
     _check_config(folder / CONFIG_FILE, config)
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise CheckpointError(
-            f"{folder}: no {WEIGHTS_FILE}; if the adapter is pickled (adapter_model.bin), convert it once: "
-            "load it with peft and save_pretrained() it, which writes safetensors"
-        )
-    tensors = read_safetensors_header(folder / WEIGHTS_FILE)
+    if (folder / WEIGHTS_FILE).is_file():
+        tensors = read_safetensors_header(folder / WEIGHTS_FILE)
+    elif (folder / PICKLED_FILE).is_file():
+        from merge_engine.pickled_header import read_pickled_header
+
+        tensors = read_pickled_header(folder / PICKLED_FILE)
+    else:
+        raise CheckpointError(f"{folder}: neither {WEIGHTS_FILE} nor {PICKLED_FILE}: no adapter to apply")
     return CheckpointHeader(folder=folder, tensors=tensors, config=config, num_layers=None)
+
+
+def with_adapter(model: CheckpointHeader, adapter: CheckpointHeader) -> CheckpointHeader:
+    """The header of a model with an adapter. Raises `CheckpointError` where the adapter does not fit."""
+    return replace(model, changes=changes(adapter, model), adapter=adapter)
 
 
 def changes(adapter: CheckpointHeader, model: CheckpointHeader) -> dict[str, Change]:

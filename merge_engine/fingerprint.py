@@ -16,6 +16,8 @@ _SAMPLE_BYTES = 1 << 16
 def fingerprint(header: CheckpointHeader) -> str:
     """A digest of a checkpoint's config and its files: each one's size and 64 evenly spaced blocks of 64 KiB.
 
+    With an adapter, the digest of both.
+
     Retrained or requantised weights change nearly every block; a change of single bytes in a file of more
     than 4 MiB may go unnoticed. Cheap enough for every start: a few milliseconds for each file.
 
@@ -26,6 +28,8 @@ def fingerprint(header: CheckpointHeader) -> str:
     for file in sorted({info.file for info in header.tensors.values()}):
         digest.update(file.name.encode())
         _add_samples(digest, file)
+    if header.adapter is not None:
+        digest.update(fingerprint(header.adapter).encode())
     return digest.hexdigest()
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from merge_engine.checkpoint_header import CheckpointHeader, open_header
+from merge_engine.adapters import AdaptedTensors
+from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.fingerprint import fingerprint
 from merge_engine.layers import LayerNames, layer_names
 from merge_engine.plan import TensorRef
-from merge_engine.sources import resolve
+from merge_engine.sources import open_source
 from merge_engine.spec.recipe import Recipe
 from merge_engine.tensor_files import MappedFiles, TensorFiles
 from merge_engine.vocabulary.alignment import Alignment, align
@@ -23,6 +24,7 @@ class SourceTensors:
 
     def __init__(self, files: TensorFiles | None = None) -> None:
         self._files = MappedFiles() if files is None else files
+        self._adapted = AdaptedTensors(self._files)
         self._headers: dict[str, CheckpointHeader] = {}
         self._fingerprints: dict[str, str] = {}
         self._names: dict[Path, LayerNames] = {}
@@ -32,7 +34,7 @@ class SourceTensors:
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a model by its reference. Raises `CheckpointError`."""
         if reference not in self._headers:
-            self._headers[reference] = open_header(resolve(reference))
+            self._headers[reference] = open_source(reference)
         return self._headers[reference]
 
     def layer_names(self, header: CheckpointHeader) -> LayerNames:
@@ -49,11 +51,14 @@ class SourceTensors:
         return self._alignments[key]
 
     def tensor(self, ref: TensorRef) -> Tensor:
-        """The tensor, flat: a view of its file, not to be written to, or with ``rows`` a new tensor."""
+        """The tensor, flat: a view of its file, not to be written to; with ``rows`` or adapter a new one."""
         if ref.rows is not None:
             return self._gathered(ref, ref.rows)
+        header = self.header(ref.model)
+        if ref.name in header.changes:
+            return self._adapted.tensor(header.tensors[ref.name], header.changes[ref.name])
         if ref not in self._tensors:
-            self._tensors[ref] = self._files.tensor(self.header(ref.model).tensors[ref.name])
+            self._tensors[ref] = self._files.tensor(header.tensors[ref.name])
         return self._tensors[ref]
 
     def _gathered(self, ref: TensorRef, rows: RowMap) -> Tensor:

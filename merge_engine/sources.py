@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from merge_engine.adapter_files import open_adapter, with_adapter
+from merge_engine.checkpoint_header import CheckpointHeader, open_header
 from merge_engine.errors import CheckpointError
 
 WANTED_FILES = (
@@ -15,32 +17,45 @@ WANTED_FILES = (
     "*.model",
     "*.tiktoken",
 )
+PICKLED_FILES = ("pytorch_model*.bin", "adapter_model.bin")  # fetched only where there is nothing better
+
+
+def open_source(reference: str) -> CheckpointHeader:
+    """The header of a source model, of ``model+adapter`` with what the adapter changes.
+
+    Raises `CheckpointError` where there is no such model, or the adapter does not fit it.
+    """
+    model, adapter = _parts(reference)
+    header = open_header(_folder(model))
+    return header if adapter is None else with_adapter(header, open_adapter(_folder(adapter)))
 
 
 def resolve(reference: str) -> Path:
-    """The folder of a source model.
+    """The folder with the config and the tokenizer of a source; of ``model+adapter``, that of the model.
 
     ``reference`` is a local folder, taken as it is, or a hub id with an optional revision
     (``org/name@revision``), fetched through `huggingface_hub` into its cache, or ``model+adapter``, both
-    named so: then the folder is one in our own cache, written at the first call. Raises `CheckpointError`
-    where there is no such model.
+    named so. Raises `CheckpointError` where there is no such model.
     """
-    if Path(reference).is_dir():
-        return Path(reference)
-    if "+" in reference:
-        return _with_adapter(reference)
-    if Path(reference).is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1:
-        raise CheckpointError(f"{reference}: no such folder")
-    return _from_hub(reference)
+    return _folder(_parts(reference)[0])
 
 
-def _with_adapter(reference: str) -> Path:
+def _parts(reference: str) -> tuple[str, str | None]:
+    """The model, and the adapter where one is named. A folder may have a '+' in its name."""
+    if "+" not in reference or Path(reference).is_dir():
+        return reference, None
     model, _, adapter = reference.partition("+")
     if not model or not adapter or "+" in adapter:
         raise CheckpointError(f"{reference}: expected model+adapter, with '+' in neither's name")
-    from merge_engine.adapters import merged_folder
+    return model, adapter
 
-    return merged_folder(resolve(model), resolve(adapter))
+
+def _folder(reference: str) -> Path:
+    if Path(reference).is_dir():
+        return Path(reference)
+    if Path(reference).is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1:
+        raise CheckpointError(f"{reference}: no such folder")
+    return _from_hub(reference)
 
 
 def _from_hub(reference: str) -> Path:
@@ -49,7 +64,13 @@ def _from_hub(reference: str) -> Path:
 
     name, _, revision = reference.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED_FILES)))
+        wanted = list(WANTED_FILES)
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        if any(folder.glob("*.safetensors")):
+            return folder
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=[*wanted, *PICKLED_FILES])
+        )
     except HFValidationError as error:
         raise CheckpointError(f"{reference}: neither a folder nor a hub id: {error}") from error
     except LocalEntryNotFoundError as error:

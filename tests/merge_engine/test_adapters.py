@@ -1,9 +1,8 @@
-"""model+adapter: the merged folder holds what peft's own merge gives; what cannot be merged is refused."""
+"""model+adapter: the tensors are what peft's own merge gives; what cannot be merged is refused."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from merge_engine import adapters
-from merge_engine.adapters import merged_folder
+from merge_engine.adapter_files import Change, LowRank
+from merge_engine.adapters import AdaptedTensors
+from merge_engine.checkpoint_header import TensorInfo
 from merge_engine.engine import Engine
 from merge_engine.errors import CheckpointError
-from merge_engine.sources import resolve
+from merge_engine.fingerprint import fingerprint
+from merge_engine.plan import TensorRef
+from merge_engine.source_tensors import SourceTensors
+from merge_engine.sources import open_source, resolve
 from merge_engine.spec.recipe import parse_recipe
 from tests.merge_engine import toy
 
 Tensors = dict[str, Tensor]
 Q_PROJ = "base_model.model.model.layers.1.self_attn.q_proj"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MERGEVOLVE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -43,6 +40,16 @@ def tensors_of(folder: Path) -> Tensors:
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
     return tensors
+
+
+def merged(model: Path, adapter: Path) -> Tensors:
+    """Every tensor of the model with the adapter."""
+    reference = f"{model}+{adapter}"
+    sources = SourceTensors()
+    return {
+        name: sources.tensor(TensorRef(model=reference, name=name)).view(info.shape)
+        for name, info in sources.header(reference).tensors.items()
+    }
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, Tensor] | None = None, **settings: Any) -> Path:
@@ -106,99 +113,101 @@ def test_peft_merges_to_the_same_tensors(case: str, dtype: torch.dtype, tmp_path
 
     expected = adapted.merge_and_unload().state_dict()
     before = tensors_of(tmp_path / "model")
-    merged = tensors_of(merged_folder(tmp_path / "model", tmp_path / "adapter"))
-    assert merged.keys() == before.keys()
-    for name, tensor in merged.items():
+    found = merged(tmp_path / "model", tmp_path / "adapter")
+    assert found.keys() == before.keys()
+    for name, tensor in found.items():
         assert tensor.dtype == dtype
         assert int(toy.ulps(tensor, expected[name]).max()) <= 1, name
-    changed = {name for name, tensor in merged.items() if not torch.equal(tensor, before[name])}
-    assert 0 < len(changed) < len(merged)
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, before[name])}
+    assert 0 < len(changed) < len(found)
 
 
 def test_all_but_the_adapted_tensors_is_the_models(model: Path, tmp_path: Path) -> None:
-    merged = merged_folder(model, save_adapter(tmp_path / "adapter"))
-    before, after = tensors_of(model), tensors_of(merged)
+    adapter = save_adapter(tmp_path / "adapter")
+    before, after = tensors_of(model), merged(model, adapter)
     name = "model.layers.1.self_attn.q_proj.weight"
     assert [key for key in before if not torch.equal(before[key], after[key])] == [name]
     a, b = low_rank().values()
     assert torch.equal(after[name], (before[name].float() + 3.0 * (b @ a)).bfloat16())
-    for file in ("config.json", "tokenizer.json"):
-        assert (merged / file).read_bytes() == (model / file).read_bytes()
+    assert resolve(f"{model}+{adapter}") == model
 
 
-def test_a_recipe_names_model_and_adapter_and_a_source_is_written_once(
-    model: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reference = f"{model}+{save_adapter(tmp_path / 'adapter')}"
+def test_a_recipe_names_model_and_adapter_and_nothing_is_written(model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "adapter")
+    before = sorted(tmp_path.rglob("*"))
     data = {
         "merge_method": "passthrough",
-        "models": [{"model": reference, "parameters": {"scale": 1.0}}],
+        "models": [{"model": f"{model}+{adapter}", "parameters": {"scale": 1.0}}],
         "dtype": "bfloat16",
     }
-    merged = dict(Engine().stream(parse_recipe(data)))
-    assert [folder.parent for folder in (cache / "adapters").iterdir()] == [cache / "adapters"]
-    monkeypatch.setattr(adapters, "_write", None)
-    expected = tensors_of(resolve(reference))
-    assert merged.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.items())
+    found = dict(Engine(compile="never").stream(parse_recipe(data)))
+    expected = merged(model, adapter)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_changes_in_model_or_adapter_makes_another_folder(model: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(tmp_path / "adapter")
-    first = merged_folder(model, adapter)
-    (model / "tokenizer.json").write_text('{"version": "2"}')
-    second = merged_folder(model, adapter)
-    (adapter / "adapter_config.json").write_text(
-        (adapter / "adapter_config.json").read_text().replace("6", "7")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dora", [False, True])
+def test_large_weights_are_adapted_some_rows_at_a_time(
+    transposed: bool, dora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, a, b, norms = (
+        torch.randn(shape, generator=generator) for shape in ((48, 20), (3, 20), (48, 3), (48,))
     )
-    assert len({first, second, merged_folder(model, adapter)}) == 3
-    assert (second / "tokenizer.json").read_text() == '{"version": "2"}'
+    if transposed:
+        weight = weight.T.contiguous()
+    stored = {"weight": weight, "a": a, "b": b, "norms": norms}
+
+    class InMemory:
+        def tensor(self, info: TensorInfo) -> Tensor:
+            return stored[info.file.name].view(-1)
+
+    def info(name: str) -> TensorInfo:
+        return TensorInfo(dtype="F32", shape=tuple(stored[name].shape), file=Path(name), begin=0, end=0)
+
+    change = Change(
+        replacement=None,
+        low_rank=LowRank(
+            a=info("a"),
+            b=info("b"),
+            scale=0.5,
+            transposed=transposed,
+            embedding=False,
+            magnitude=info("norms") if dora else None,
+        ),
+    )
+    whole = AdaptedTensors(InMemory()).tensor(info("weight"), change)
+    monkeypatch.setattr("merge_engine.adapters._BLOCK_ELEMENTS", 60)
+    in_blocks = AdaptedTensors(InMemory()).tensor(info("weight"), change)
+    assert torch.allclose(whole, in_blocks, atol=1e-6)
+    expected = (weight.T if transposed else weight) + 0.5 * (b @ a)
+    if dora:
+        expected *= (norms / expected.norm(dim=1))[:, None]
+    assert torch.allclose(in_blocks.view(weight.shape), expected.T if transposed else expected, atol=1e-5)
 
 
-def test_workers_may_race(model: Path, tmp_path: Path, cache: Path) -> None:
+def test_the_fingerprint_is_of_model_and_adapter(model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter")
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        folders = pool.starmap(merged_folder, [(model, adapter)] * 3, chunksize=1)
-    assert list((cache / "adapters").iterdir()) == [folders[0]]
-    assert set(folders) == {folders[0]}
+    reference = f"{model}+{adapter}"
+    first = fingerprint(open_source(reference))
+    assert first != fingerprint(open_source(str(model)))
+    assert first == fingerprint(open_source(reference))
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace("6", "7"))
+    second = fingerprint(open_source(reference))
+    (model / "config.json").write_text((model / "config.json").read_text().replace("1e-05", "1e-06"))
+    assert len({first, second, fingerprint(open_source(reference))}) == 3
 
 
-def test_the_loser_of_a_race_takes_the_winners_folder(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickled_adapters_are_read_too(model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter")
-    copy_files = adapters.copy_files
-
-    def overtaken(*arguments: Any) -> None:
-        copy_files(*arguments)
-        monkeypatch.setattr(adapters, "copy_files", copy_files)
-        winners.append(merged_folder(model, adapter))
-
-    winners: list[Path] = []
-    monkeypatch.setattr(adapters, "copy_files", overtaken)
-    assert merged_folder(model, adapter) == winners[0]
-    assert list(winners[0].parent.iterdir()) == winners
-
-
-def test_a_cache_that_cannot_be_written_is_said_so(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MERGEVOLVE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(CheckpointError, match=r"cannot be written: .*MERGEVOLVE_CACHE names another place"):
-        merged_folder(model, save_adapter(tmp_path / "adapter"))
-
-
-@pytest.mark.parametrize(
-    ("variable", "place"), [("XDG_CACHE_HOME", "mergevolve"), ("HOME", ".cache/mergevolve")]
-)
-def test_where_the_cache_is(
-    variable: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MERGEVOLVE_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv(variable, str(tmp_path))
-    assert adapters.cache_folder() == tmp_path / place
+    expected = merged(model, adapter)
+    torch.save(low_rank(), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    found = merged(model, adapter)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize(
@@ -230,11 +239,10 @@ def test_where_the_cache_is(
     ],
 )
 def test_refusals_say_what_is_wrong(
-    model: Path, tmp_path: Path, cache: Path, tensors: Tensors | None, settings: dict[str, Any], message: str
+    model: Path, tmp_path: Path, tensors: Tensors | None, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        merged_folder(model, save_adapter(tmp_path / "adapter", tensors, **settings))
-    assert not cache.exists()
+        merged(model, save_adapter(tmp_path / "adapter", tensors, **settings))
 
 
 def test_an_adapter_of_a_tied_head_is_refused(tmp_path: Path) -> None:
@@ -242,19 +250,19 @@ def test_an_adapter_of_a_tied_head_is_refused(tmp_path: Path) -> None:
     model = toy.save(tmp_path / "model", settings, toy.random_tensors(settings, 0))
     adapter = save_adapter(tmp_path / "adapter", low_rank("base_model.model.lm_head", rows=64))
     with pytest.raises(CheckpointError, match="an output head that is tied to the embeddings"):
-        merged_folder(model, adapter)
+        merged(model, adapter)
 
 
-def test_pickled_adapters_are_refused_with_a_remedy(model: Path, tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_no_adapter(model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter")
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(CheckpointError, match=r"no adapter_model.safetensors; if .* pickled .* convert it"):
-        merged_folder(model, adapter)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"neither adapter_model.safetensors nor adapter_model.bin"):
+        merged(model, adapter)
 
 
 def test_a_folder_that_is_no_adapter_is_refused(model: Path) -> None:
     with pytest.raises(CheckpointError, match=r"adapter_config.json: .*is this a PEFT adapter folder"):
-        merged_folder(model, model)
+        merged(model, model)
 
 
 def test_integer_weights_cannot_be_adapted(tmp_path: Path) -> None:
@@ -264,4 +272,4 @@ def test_integer_weights_cannot_be_adapted(tmp_path: Path) -> None:
     model = toy.save(tmp_path / "model", toy.config(), tensors)
     adapter = save_adapter(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="is I8; only BF16, F16, F32, F64 can be adapted"):
-        merged_folder(model, adapter)
+        merged(model, adapter)

@@ -42,12 +42,27 @@ def test_hub_ids_go_through_the_hub_with_their_revision(
         asked.append((name, revision))
         assert "*.safetensors" in allow_patterns
         assert not any(pattern.endswith((".bin", ".py")) for pattern in allow_patterns)
+        (tmp_path / "model.safetensors").touch()
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert resolve("org/name@v2") == tmp_path
     assert resolve("org/name") == tmp_path
     assert asked == [("org/name", "v2"), ("org/name", None)]
+
+
+def test_pickled_weights_are_fetched_where_there_are_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve("org/name") == tmp_path
+    assert ["pytorch_model*.bin" in patterns for patterns in asked] == [False, True]
 
 
 def test_offline_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
