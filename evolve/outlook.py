@@ -8,9 +8,12 @@ from pathlib import Path
 
 from evolve.evaluator import Facts
 from evolve.journal import JournalView
+from evolve.optimisers.choice import describe
 from evolve.preflight import Ready
 from evolve.report.text import duration
 from fitness.suite import TaskSpec
+from genome.slice_layout import LayoutSpec
+from genome.template import Template
 from merge_engine.checkpoint_header import CheckpointHeader
 
 # What a worker needs beside the model's weights: Python with torch, transformers and lm-eval in it.
@@ -26,10 +29,10 @@ def before_start(ready: Ready, folder: Path, earlier: JournalView | None, availa
     need_bytes = worker_bytes(parameters * _DTYPE_BYTES[ready.dtype])
     baselines = len(ready.space.baselines())
     models = f"{len(ready.headers)} of {_count(parameters)} parameters ({ready.dtype})"
-    space = f"{ready.search_file.genome.merge_method}, {len(ready.space.names)} dimensions"
     rows = {
         "models": f"{models}: {', '.join(ready.headers)}",
-        "space": f"{space}: {_bounds(ready)}",
+        "space": _space(ready),
+        "optimizer": describe(ready.space.kinds, ready.search_file.optimizer.name),
         "candidates": f"{ready.max_fevals}: {baselines} baselines, samples, and the mean{_time_limit(ready)}",
         "tasks": ", ".join(_task(task) for task in ready.suite.tasks),
         "held out": _held_out(ready),
@@ -101,9 +104,16 @@ def _task(task: TaskSpec) -> str:
     return f"{task.name} ({task.metric}{weight})"
 
 
-def _bounds(ready: Ready) -> str:
-    bounds = ready.search_file.genome.bounds
-    return ", ".join(f"{name} in [{low:g}, {high:g}]" for name, (low, high) in bounds.items())
+def _space(ready: Ready) -> str:
+    dimensions = _some(len(ready.space.names), "dimension")
+    match ready.search_file.genome:
+        case Template():
+            return f"template, {dimensions}; `mergevolve explain` shows them"
+        case LayoutSpec() as layout:
+            return f"layout of {_some(len(layout.models), 'model')}, {dimensions}"
+        case genome:
+            ends = [f"{name} in [{low:g}, {high:g}]" for name, (low, high) in genome.bounds.items()]
+            return f"{genome.merge_method}, {dimensions}: {', '.join(ends)}"
 
 
 def _time_limit(ready: Ready) -> str:

@@ -15,21 +15,26 @@ from pathlib import Path
 
 from evolve.errors import EvolveError
 from evolve.options import SearchOptions
+from evolve.search_models import (
+    fit_problems,
+    model_dtype,
+    model_facts,
+    named_models,
+    open_models,
+    start_problems,
+)
 from fitness.suite import DEFAULT_METRIC, SuiteSpec, TaskSpec
 from fitness.task_index import check_suite
 from genome.benchmarks import benchmark_problems
 from genome.build import build_space
 from genome.errors import SearchFileError
-from genome.facts import ModelFacts
 from genome.parse import parse_search_file
 from genome.search_file import HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
+from genome.slice_layout import LayoutSpec
 from genome.space import Space
-from merge_engine.checkpoint_header import CheckpointHeader, open_header
-from merge_engine.errors import CheckpointError, PlanError, Problem, RecipeError
-from merge_engine.layers import layer_names
-from merge_engine.plan import DTYPE_NAMES, make_plan
-from merge_engine.sources import resolve
-from merge_engine.spec import InputModel, Recipe, load_yaml
+from merge_engine.checkpoint_header import CheckpointHeader
+from merge_engine.errors import Problem, RecipeError
+from merge_engine.spec import load_yaml
 
 DEFAULT_MAX_FEVALS = 100
 
@@ -63,7 +68,9 @@ class Ready:
     @property
     def dtype(self) -> str:
         """Of the merged model, as recipes name it."""
-        return self.search_file.genome.dtype or model_dtype(self.headers[self.pattern])
+        genome = self.search_file.genome
+        given = None if isinstance(genome, LayoutSpec) else genome.dtype
+        return given or model_dtype(self.headers[self.pattern])
 
 
 def inspect(options: SearchOptions) -> Ready:
@@ -72,19 +79,20 @@ def inspect(options: SearchOptions) -> Ready:
     Raises:
         PreflightError: with all problems of the search file, the models, the tasks and the options.
     """
-    text = _read(options.search_file)
+    text = read_search_file(options.search_file)
     problems = list(_option_problems(options))
     search_file = _parse(text, problems)
-    named = _Named.read(text)
-    problems += _task_problems(named, options)
-    headers = dict(_open_models(named, problems))
-    if len(headers) == len({reference for _, reference in named.models}):
-        problems += _fit_problems(headers)
+    data = _plain(text)
+    problems += _task_problems(_named_tasks(data), options)
+    models = named_models(data)
+    headers = open_models(models, problems)
+    if search_file is not None and len(headers) == len({reference for _, reference in models}):
+        problems += fit_problems(search_file, headers)
     if search_file is None:
         raise PreflightError(options.search_file, problems)
     if not options.allow_benchmarks:
         problems += benchmark_problems(search_file)
-    problems += _template_problems(search_file, headers)
+    problems += _chat_template_problems(search_file, headers)
     space = None if problems else _space(search_file, headers, problems)
     if space is None:
         raise PreflightError(options.search_file, problems)
@@ -124,7 +132,8 @@ def _task_spec(task: TaskEntry) -> TaskSpec:
     return TaskSpec(name=task.name, metric=task.metric, weight=task.weight)
 
 
-def _read(path: Path) -> str:
+def read_search_file(path: Path) -> str:
+    """The text of a search file; raises `PreflightError` where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -152,30 +161,19 @@ def _overridden(search_file: SearchFile, options: SearchOptions) -> SearchFile:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Named:
-    """The models and tasks that a search file names, with their paths of keys, even if the rest is wrong."""
+def _named_tasks(data: object) -> list[tuple[str, TaskSpec]]:
+    """The tasks that a search file names, with their paths of keys, even if the rest is wrong."""
+    top = _mapping(data)
+    entries = [*_entries(top, "tasks", ""), *_entries(_mapping(top.get("holdout")), "tasks", "holdout.")]
+    return [(where, spec) for where, task in entries for spec in _spec_if_sound(task)]
 
-    models: tuple[tuple[str, str], ...]
-    tasks: tuple[tuple[str, TaskSpec], ...]
 
-    @classmethod
-    def read(cls, text: str) -> _Named:
-        try:
-            data = load_yaml(text)
-        except RecipeError:
-            data = None
-        top = _mapping(data)
-        genome, holdout = _mapping(top.get("genome")), _mapping(top.get("holdout"))
-        tasks = [*_entries(top, "tasks", ""), *_entries(holdout, "tasks", "holdout.")]
-        models = [*_entries(genome, "models", "genome."), ("genome.base_model", genome.get("base_model"))]
-        return cls(
-            models=tuple((where, model) for where, model in models if isinstance(model, str) and model),
-            tasks=tuple((where, spec) for where, task in tasks for spec in _spec_if_sound(task)),
-        )
-
-    def place_of_task(self, name: str) -> str:
-        return next((where for where, task in self.tasks if task.name == name), "tasks")
+def _plain(text: str) -> object:
+    """The plain data of a search file; None where the parser refuses all of it."""
+    try:
+        return load_yaml(text)
+    except RecipeError:
+        return None
 
 
 def _mapping(data: object) -> Mapping[str, object]:
@@ -203,54 +201,20 @@ def _option_problems(options: SearchOptions) -> Iterator[Problem]:
         yield Problem("--wandb", "the package wandb is not installed", "pip install 'mergevolve[wandb]'")
 
 
-def _task_problems(named: _Named, options: SearchOptions) -> Iterator[Problem]:
-    if not named.tasks:
+def _task_problems(named: Sequence[tuple[str, TaskSpec]], options: SearchOptions) -> Iterator[Problem]:
+    if not named:
         return
-    tasks = tuple(task for _, task in named.tasks)
+    places = {task.name: where for where, task in reversed(named)}
+    tasks = tuple(task for _, task in named)
     for problem in check_suite(SuiteSpec(tasks=tasks, search_paths=options.task_search_paths)):
         folder = problem.task in options.task_search_paths
-        where = "--task-search-path" if folder else named.place_of_task(problem.task)
+        where = "--task-search-path" if folder else places.get(problem.task, "tasks")
         yield Problem(where, f"{problem.task!r}: {problem.what}", problem.remedy)
 
 
-def _open_models(named: _Named, problems: list[Problem]) -> Iterator[tuple[str, CheckpointHeader]]:
-    """The headers of all models that can be opened.
-
-    Hub models are fetched, and adapters merged into their models, only if nothing is wrong yet.
-    """
-    for where, reference in named.models:
-        if problems and not Path(reference).exists() and ("+" in reference or _may_be_on_hub(reference)):
-            continue
-        try:
-            yield reference, open_header(resolve(reference))
-        except CheckpointError as error:
-            problems.append(Problem(where, str(error), "name a Hugging Face model folder or a hub id"))
-
-
-def _may_be_on_hub(reference: str) -> bool:
-    """Whether it is more likely a hub id than the path of a folder that is not there."""
-    parent, _, _ = reference.rpartition("/")
-    return (
-        not reference.startswith(("/", ".", "~"))
-        and "/" not in parent
-        and (parent == "" or not Path(parent).is_dir())
-    )
-
-
-def _fit_problems(headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
-    """Whether all models can be merged tensor by tensor: layer counts, names, shapes, vocabularies."""
-    everything = Recipe(
-        merge_method="linear",
-        models=tuple(InputModel(model=reference, parameters={"weight": 1.0}) for reference in headers),
-    )
-    try:
-        make_plan(everything, lambda reference: headers[reference])
-    except PlanError as error:
-        for problem in error.problems:
-            yield Problem("genome.models", f"{problem.where}: {problem.what}", problem.remedy)
-
-
-def _template_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
+def _chat_template_problems(
+    search_file: SearchFile, headers: Mapping[str, CheckpointHeader]
+) -> Iterator[Problem]:
     genome = search_file.genome
     header = headers.get(genome.pattern)
     if search_file.apply_chat_template and header is not None and not has_chat_template(header.folder):
@@ -277,28 +241,9 @@ def _space(
 ) -> Space | None:
     facts = {reference: model_facts(header) for reference, header in headers.items()}
     try:
-        return build_space(search_file, facts)
+        space = build_space(search_file, facts)
     except SearchFileError as error:
         problems += error.problems
         return None
-
-
-def model_facts(header: CheckpointHeader) -> ModelFacts:
-    """What the genome has to know about a model. Raises `CheckpointError` where it has no layers."""
-    layers = layer_names(header).layers
-    return ModelFacts(
-        num_layers=len(layers),
-        dtype=model_dtype(header),
-        model_type=str(header.config.get("model_type", "")),
-        layer_tensors=layers[0],
-    )
-
-
-def model_dtype(header: CheckpointHeader) -> str:
-    """The dtype of most of a model's elements, as recipes name it."""
-    elements: dict[str, int] = {}
-    for info in header.tensors.values():
-        name = DTYPE_NAMES.get(info.dtype)
-        if name is not None:
-            elements[name] = elements.get(name, 0) + info.elements
-    return max(elements, key=lambda name: elements[name], default="bfloat16")
+    problems += start_problems(search_file, space, headers)
+    return None if problems else space

@@ -10,8 +10,10 @@ from genome.facts import ModelFacts
 from genome.pair_space import PairSpace
 from genome.search_file import GenomeSpec, SearchFile
 from genome.searched import chooses_pairs
+from genome.slice_layout import LayoutSpec
+from genome.slice_layout_space import LayoutSpace
 from genome.space import Space
-from genome.template import make_template
+from genome.template import Template, make_template
 from genome.template_baselines import Compared
 from genome.template_space import TemplateSpace
 from merge_engine.errors import Problem
@@ -23,7 +25,13 @@ def build_space(search_file: SearchFile, facts: Mapping[str, ModelFacts]) -> Spa
 
     Raises `SearchFileError` where the search file does not fit the models.
     """
-    return _genome_space(search_file.genome, facts)
+    match search_file.genome:
+        case Template() as template:
+            return TemplateSpace(template, facts)
+        case LayoutSpec() as layout:
+            return LayoutSpace(layout, facts)
+        case genome:
+            return _genome_space(genome, facts)
 
 
 def _genome_space(genome: GenomeSpec, facts: Mapping[str, ModelFacts]) -> Space:

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from genome.search_file import HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
+from genome.search_file import Genome, HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
+from genome.slice_layout import LayoutSpec, layout_data
+from genome.template import Template
 
 
 def frozen_search_file(search_file: SearchFile) -> dict[str, object]:
     """Plain data for YAML; parsing it gives ``search_file`` again, whatever the defaults will be by then."""
-    genome, optimizer, budget = search_file.genome, search_file.optimizer, search_file.budget
+    optimizer, budget = search_file.optimizer, search_file.budget
     return {
-        "genome": {
-            "models": list(genome.models),
-            "merge_method": genome.merge_method,
-            "base_model": genome.base_model,
-            "tokenizer_source": genome.tokenizer_source,
-            "layer_granularity": genome.layer_granularity,
-            "normalize": genome.normalize,
-            "allow_negative_weights": genome.allow_negative_weights,
-            "smooth": genome.smooth,
-            "filters": list(genome.filters),
-            "bounds": {name: list(ends) for name, ends in genome.bounds.items()},
-            "dtype": genome.dtype,
-        },
+        **_genome_data(search_file.genome),
         "tasks": _tasks_data(search_file.tasks),
         "holdout": _holdout_data(search_file),
         "optimizer": {
@@ -41,6 +31,28 @@ def frozen_search_file(search_file: SearchFile) -> dict[str, object]:
         "fewshot_as_multiturn": search_file.fewshot_as_multiturn,
         "initial": list(search_file.initial),
     }
+
+
+def _genome_data(genome: Genome) -> dict[str, object]:
+    match genome:
+        case Template():
+            return {"template": dict(genome.data)}
+        case LayoutSpec():
+            return {"layout": layout_data(genome)}
+    data = {
+        "models": list(genome.models),
+        "merge_method": genome.merge_method,
+        "base_model": genome.base_model,
+        "tokenizer_source": genome.tokenizer_source,
+        "layer_granularity": genome.layer_granularity,
+        "normalize": genome.normalize,
+        "allow_negative_weights": genome.allow_negative_weights,
+        "smooth": genome.smooth,
+        "filters": list(genome.filters),
+        "bounds": {name: list(ends) for name, ends in genome.bounds.items()},
+        "dtype": genome.dtype,
+    }
+    return {"genome": data}
 
 
 def _tasks_data(tasks: tuple[TaskEntry, ...]) -> list[dict[str, object]]:

@@ -44,17 +44,18 @@ class _GenomeReader:
         models = self._texts("models")
         method = METHODS.get(fields.need("merge_method", one_of(*METHODS), ""))
         allow_negative = fields.get("allow_negative_weights", flag, False)
+        bounds = self._bounds(method, models, allow_negative)
         genome = GenomeSpec(
             models=models,
             merge_method=method.name if method else "",
             base_model=fields.get("base_model", text, None),
             tokenizer_source=fields.get("tokenizer_source", text, None),
             layer_granularity=fields.get("layer_granularity", integer(low=0), 0),
-            normalize=self._normalize(method),
+            normalize=self._normalize(method, bounds),
             allow_negative_weights=allow_negative,
             smooth=fields.get("smooth", flag, False),
             filters=self._texts("filters"),
-            bounds=self._bounds(method, models, allow_negative),
+            bounds=bounds,
             dtype=fields.get("dtype", one_of(*DTYPES), None),
         )
         fields.finish()
@@ -80,8 +81,12 @@ class _GenomeReader:
             found.append(entry)
         return tuple(found)
 
-    def _normalize(self, method: Method | None) -> bool | None:
+    def _normalize(self, method: Method | None, bounds: Mapping[str, tuple[float, float]]) -> bool | None:
         given = self._fields.get("normalize", flag, None)
+        if "normalize" in bounds:
+            if given is not None:
+                self._fields.refuse("normalize", "is searched: bounds names it", "drop one of the two")
+            return None
         if method is None or method.parameter("normalize"):
             return given if given is not None or method is None else method.name in _NORMALIZED
         if given is not None:
@@ -102,11 +107,15 @@ class _GenomeReader:
             if name in parameters:
                 bounds[name] = fields.get(name, _interval(parameters[name]), (0.0, 1.0))
             else:
-                what = f"{method.name} has no number {name!r} that a search could vary"
+                what = f"{method.name} has no parameter {name!r} that a search could vary"
                 fields.refuse(name, what, did_you_mean(name, parameters))
         fields.finish()
+        for name, parameter in parameters.items():
+            if parameter.default is None and name not in bounds:
+                fields.refuse(name, "missing", f"{method.name} has no default for it: give its bounds")
         if not bounds:
-            remedy = f"give bounds, as in 'bounds: {{{next(iter(parameters), 'weight')}: [0, 1]}}'"
+            known = ", ".join(parameters) or "it has no parameters"
+            remedy = f"give bounds of what to vary: {known}" if parameters else known
             self._fields.refuse("merge_method", f"{method.name} has nothing that a search varies", remedy)
         if allow_negative and "weight" not in bounds:
             self._fields.refuse("allow_negative_weights", f"{method.name} has no weights", "drop it")
@@ -150,20 +159,22 @@ def _default_bounds(
     for name, parameter in parameters.items():
         low, high = parameter.search_low, parameter.search_high
         if low is not None and high is not None:
-            bounds[name] = (-high if allow_negative and name == "weight" else low, high)
+            whole = parameter.kind == "integer"
+            least = -high if allow_negative and name == "weight" else low
+            bounds[name] = (int(least), int(high)) if whole else (least, high)
     return bounds
 
 
 def _interval(parameter: Parameter) -> Reader[tuple[float, float]]:
-    """The reader of ``[low, high]`` within what ``parameter`` allows."""
+    """The reader of ``[low, high]`` within what ``parameter`` allows; of a flag both ends are its values."""
     end = scalar_reader(parameter)
 
     def read(value: object) -> tuple[float, float]:
         if not isinstance(value, list | tuple) or len(value) != 2:
             raise Refused(f"expected [low, high], found {shown(value)}")
-        low, high = float(end(value[0])), float(end(value[1]))
+        low, high = end(value[0]), end(value[1])
         if low >= high:
             raise Refused(f"low must be below high, found {shown(value)}")
-        return low, high
+        return (float(low), float(high)) if parameter.kind == "real" else (low, high)
 
     return read

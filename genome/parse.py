@@ -10,6 +10,7 @@ from genome.search_file import (
     DEFAULT_SIGMA0,
     SMALLEST_POPSIZE,
     Budget,
+    Genome,
     Holdout,
     HoldoutShare,
     HoldoutTasks,
@@ -17,6 +18,8 @@ from genome.search_file import (
     SearchFile,
     TaskEntry,
 )
+from genome.slice_layout import read_layout
+from genome.template import read_template
 from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec import load_yaml
 from merge_engine.spec.reading import Fields, Refused, flag, integer, one_of, real, shown
@@ -44,7 +47,7 @@ def parse_search_file(text: str) -> SearchFile:
 
 
 def _read(top: Fields, problems: list[Problem]) -> SearchFile:
-    genome = read_genome(top, problems)
+    genome = _read_form(top, problems)
     tasks = _read_tasks(top, problems)
     if top.raw("tasks") in (None, []):
         top.refuse("tasks", "no task is given", "name at least one lm-eval task to score candidates by")
@@ -64,6 +67,16 @@ def _read(top: Fields, problems: list[Problem]) -> SearchFile:
     )
     top.finish()
     return search_file
+
+
+def _read_form(top: Fields, problems: list[Problem]) -> Genome:
+    """What may vary: ``genome``, or in its place ``template`` or ``layout``."""
+    forms = [key for key in ("genome", "template", "layout") if top.has(key)]
+    if len(forms) > 1:
+        top.refuse(forms[1], f"given beside {forms[0]}", "each of them says what may vary: keep one")
+    if "template" in forms:
+        return read_template(top, problems)
+    return read_layout(top.fields("layout"), problems) if "layout" in forms else read_genome(top, problems)
 
 
 def _read_initial(top: Fields, problems: list[Problem]) -> tuple[str, ...]:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from genome.slice_layout import LayoutSpec
+from genome.template import Template
+
 DEFAULT_METRIC = "acc,none"
 DEFAULT_SIGMA0 = 1 / 6
 ALGORITHMS = ("cma", "sep-cma")
@@ -44,6 +47,9 @@ class GenomeSpec:
         """Every model that the search needs, the base included, each once."""
         base = () if self.base_model is None else (self.base_model,)
         return tuple(dict.fromkeys(self.models + base))
+
+
+Genome: TypeAlias = "GenomeSpec | Template | LayoutSpec"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +100,13 @@ class Budget:
 class SearchFile:
     """One search file.
 
+    ``genome``: what may vary, in whichever form the file says it: ``genome``, ``template`` or ``layout``.
     ``limit``: items per task, a count or a share below 1; None: all. ``num_fewshot`` None: the task's own.
     ``random_init``: the search starts at a random point of the space, not at the uniform merge.
     ``apply_chat_template`` None: where the tokenizer has one. ``initial``: paths of recipes to begin with.
     """
 
-    genome: GenomeSpec
+    genome: Genome
     tasks: tuple[TaskEntry, ...]
     holdout: Holdout | None
     optimizer: OptimizerSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from evolve import __version__
-from evolve.cli import export, merge, report, search, status
+from evolve.cli import explain, export, merge, report, search, status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,5 +14,5 @@ def main() -> None:
     """Find the best way to merge language models."""
 
 
-for _module in (search, merge, status, report, export):
+for _module in (search, explain, merge, status, report, export):
     main.add_command(_module.command)

@@ -16,6 +16,7 @@ from evolve.evaluator import Facts
 from evolve.journal import JournalView
 from evolve.options import SearchOptions
 from evolve.preflight import PreflightError, Ready, has_chat_template, inspect
+from merge_engine.checkpoint_header import CheckpointHeader, open_header
 from tests.evolve import tiny
 from tests.evolve.made import candidate, run_record
 
@@ -82,8 +83,8 @@ def test_unknown_key(check: Callable[..., Ready]) -> None:
 
 def test_value_out_of_range(check: Callable[..., Ready]) -> None:
     assert "optimizer.sigma0" in problems(check, set_key("optimizer", value={"sigma0": -1}))
-    assert "genome.layer_granularity: 9 is more than the 4 layers" in problems(
-        check, set_key("genome", "layer_granularity", value=9)
+    assert "genome.layer_granularity: -1 is out of range" in problems(
+        check, set_key("genome", "layer_granularity", value=-1)
     )
     message = problems(check, set_key("optimizer", value={"popsize": 2}))
     assert "optimizer.popsize: 2 is out of range: allowed is a whole number of at least 4" in message
@@ -116,7 +117,7 @@ def test_a_folder_that_is_no_model(check: Callable[..., Ready], tasks: Path) -> 
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        ("deeper", "numbers of layers differ"),
+        ("deeper", "deeper has 6"),
         ("wider", "shapes differ"),
         ("talkative", "the vocabularies differ"),
     ],
@@ -187,11 +188,11 @@ def test_everything_wrong_is_said_at_once(check: Callable[..., Ready], models: P
 def test_models_are_neither_fetched_nor_adapted_for_a_file_that_is_refused_anyhow(
     check: Callable[..., Ready], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    def fetch(reference: str) -> Path:
+    def fetch(reference: str) -> CheckpointHeader:
         assert Path(reference).exists(), f"{reference} was worked for"
-        return Path(reference)
+        return open_header(Path(reference))
 
-    monkeypatch.setattr("evolve.preflight.resolve", fetch)
+    monkeypatch.setattr("evolve.search_models.open_source", fetch)
 
     def spoil(data: dict) -> None:  # type: ignore[type-arg]
         data["genome"]["models"][0] = model

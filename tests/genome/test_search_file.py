@@ -202,9 +202,13 @@ def test_optimizer_and_budget() -> None:
         (
             "genome.bounds",
             {"weigth": [0, 1]},
-            r"bounds.weigth: ties has no number 'weigth' .*did you mean weight",
+            r"bounds.weigth: ties has no parameter 'weigth' .*did you mean weight",
         ),
-        ("genome.bounds", {"normalize": [0, 1]}, r"genome.bounds.normalize: ties has no number 'normalize'"),
+        (
+            "genome.bounds",
+            {"normalize": [0.5, 1]},
+            r"genome.bounds.normalize: expected true or false, found 0.5",
+        ),
         ("genome.bounds", {"weight": 1}, r"genome.bounds.weight: expected \[low, high\], found 1"),
         (
             "genome.bounds",
@@ -282,7 +286,7 @@ def test_what_is_refused(path: str, value: object, message: str) -> None:
         ),
         (
             {"merge_method": "slerp", "models": ["a", "b", "c"], "bounds": {"t": [0, 1]}},
-            r"genome.bounds.t: slerp has no number 't' that a search could vary \(known: preference\)",
+            r"genome.bounds.t: slerp has no parameter 't' that a search could vary \(known: preference\)",
         ),
         (
             {"merge_method": "passthrough", "bounds": {"scale": [0, 1]}},

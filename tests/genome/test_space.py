@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genome import SearchFileError, Space, VectorError
+from genome import Space, VectorError
 from merge_engine.spec import Filtered, Recipe, dump_yaml, load_yaml, parse_recipe, recipe_data
 from tests.genome.made import LAYERS, space
 
@@ -249,10 +249,10 @@ def test_the_start_is_uniform_within_the_bounds() -> None:
     assert space(merge_method="slerp", models=["a", "b"]).start.tolist() == [0.5]
 
 
-def test_a_granularity_beyond_the_layers_is_refused() -> None:
-    message = r"genome.layer_granularity: 8 is more than the 7 layers of the models \(allowed: 0 to 7\)"
-    with pytest.raises(SearchFileError, match=message):
-        space(layer_granularity=8)
+def test_a_granularity_beyond_the_layers_is_one_set_for_all() -> None:
+    wide, whole = space(layer_granularity=8), space()
+    assert wide.names == whole.names
+    assert wide.decode(wide.start) == whole.decode(whole.start)
 
 
 def test_the_dtype_of_the_search_file_goes_before_that_of_the_models() -> None:
