@@ -61,12 +61,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
     method = draw(st.sampled_from(list(METHODS.values())))
     most = method.max_models or 3
     models = draw(st.lists(names, min_size=method.min_models, max_size=most, unique=True))
-    inputs = (["base"] if method.needs_base else []) + models
+    inputs = (["base"] if method.takes_base else []) + models
     own = parameters(method, ("model",))
     shared = draw(parameters(method, ("global",)))
     common: dict[str, Any] = {
         "merge_method": method.name,
-        "base_model": "base" if method.needs_base else None,
+        "base_model": "base" if method.takes_base else None,
         "parameters": shared,
         "dtype": draw(st.none() | st.sampled_from(DTYPES)),
         "out_dtype": draw(st.none() | st.sampled_from(DTYPES)),
@@ -101,7 +101,7 @@ def module(
         sources = tuple(
             SliceSource(model=model, layer_range=(start, start + 2), parameters=draw(own)) for model in inputs
         )
-        base = draw(st.none() | st.just(inputs[0])) if method.base != "optional" else None
+        base = draw(st.none() | st.just(inputs[0]))
         slices.append(OutputSlice(sources=sources, base_model=base, parameters=draw(shared)))
     return OutputModule(slices=tuple(slices), parameters=level)
 
