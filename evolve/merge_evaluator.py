@@ -5,10 +5,14 @@ Light to import: what it needs is imported in the worker.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolve.evaluator import Evaluation, Facts, WorkerContext
@@ -27,9 +31,10 @@ if TYPE_CHECKING:
 class EvaluatorSpec:
     """All that a worker needs to know; picklable, and an `evolve.evaluator.EvaluatorFactory`.
 
-    ``model``: the reference (folder or hub id) whose config and tokenizer every candidate has. ``dtype``:
-    of the resident weights. ``batch_size``: None takes what fits the worker's memory. ``probe``: a recipe,
-    as plain data, that is scored once to warm up and to measure a candidate's time.
+    ``model``: the reference (folder or hub id) whose config every candidate has, and whose tokenizer, unless
+    the recipes say which. ``dtype``: of the resident weights. ``batch_size``: None takes what fits the
+    worker's memory. ``probe``: a recipe, as plain data, that is scored once to warm up and to measure a
+    candidate's time.
     """
 
     model: str
@@ -51,6 +56,8 @@ class MergeEvaluator:
 
     _engine: Engine
     _backend: TransformersBackend
+    _prototype: Path
+    _names: Sequence[str] | None
 
     def __init__(self, spec: EvaluatorSpec, context: WorkerContext) -> None:
         self._spec = spec
@@ -67,6 +74,7 @@ class MergeEvaluator:
 
         torch.set_num_threads(self._context.threads)
         self._engine = Engine(seed=self._spec.seed, device=self._context.device)
+        self._prototype, self._names = self._resident_model()
         self._backend = self._new_backend(self._spec.batch_size)
         self._load(self._spec.probe)  # the first merge also prepares the sources
         started = time.perf_counter()
@@ -111,17 +119,33 @@ class MergeEvaluator:
     def _load(self, recipe: Mapping[str, Any]) -> None:
         self._backend.load(self._engine.stream(parse_recipe(recipe), into=self._backend.tensors()))
 
-    def _new_backend(self, batch_size: int | None) -> TransformersBackend:
-        from fitness.transformers_backend import TransformersBackend
+    def _resident_model(self) -> tuple[Path, Sequence[str] | None]:
+        """What the resident model is built from: a folder, and its tensors' names if it has no weights.
+
+        Where the recipes settle the vocabulary, that is a folder of our own with the result's tokenizer.
+        """
+        from merge_engine.folder import write_prototype
         from merge_engine.sources import resolve
 
+        recipe = parse_recipe(self._spec.probe)
+        if recipe.vocabulary is None:
+            return resolve(self._spec.model), None
+        place = Path(tempfile.mkdtemp(prefix="mergevolve-"))
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        write_prototype(self._engine, recipe, place / "prototype")
+        return place / "prototype", [job.name for job in self._engine.plan(recipe).jobs]
+
+    def _new_backend(self, batch_size: int | None) -> TransformersBackend:
+        from fitness.transformers_backend import TransformersBackend
+
         return TransformersBackend(
-            resolve(self._spec.model),
+            self._prototype,
             self._spec.suite,
             dtype=self._spec.dtype,
             device=self._context.device,
             batch_size=batch_size,
             memory_bytes=_share_bytes(self._context),
+            checkpoint_names=self._names,
             trust_remote_code=self._spec.trust_remote_code,
         )
 

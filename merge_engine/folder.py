@@ -26,17 +26,28 @@ def write_model(engine: Engine, recipe: Recipe, out: Path, *, shard_bytes: float
     take it.
     """
     plan = engine.plan(recipe)
-    folders = [engine.header(reference).folder for reference in recipe.model_references()]
-    template = chosen_template(recipe.chat_template, folders)
-    aligned = config_aligner(plan.alignment, plan.config_source, engine.header)
+    chosen_template(recipe.chat_template, [])  # refused before any tensor is merged
     specs = [TensorSpec(name=job.name, dtype=engine.result_dtype(job), shape=job.shape) for job in plan.jobs]
     with new_folder(Path(out)) as folder:
         write_shards(folder, specs, engine.stream(recipe), shard_bytes)
-        write_tokenizer(plan.alignment, template, engine.header, folder)
-        generation = engine.header(plan.config_source).folder / "generation_config.json"
-        if generation.is_file():
-            write_json(folder / generation.name, aligned(json_of(generation)))
-        write_json(folder / "config.json", aligned(merged_config(engine, plan)))
+        _write_rest(engine, recipe, plan, folder)
+
+
+def write_prototype(engine: Engine, recipe: Recipe, out: Path) -> None:
+    """All of `write_model` but the weights: what a resident model is built from that takes them in memory."""
+    with new_folder(Path(out)) as folder:
+        _write_rest(engine, recipe, engine.plan(recipe), folder)
+
+
+def _write_rest(engine: Engine, recipe: Recipe, plan: Plan, folder: Path) -> None:
+    folders = [engine.header(reference).folder for reference in recipe.model_references()]
+    template = chosen_template(recipe.chat_template, folders)
+    write_tokenizer(plan.alignment, template, engine.header, folder)
+    aligned = config_aligner(plan.alignment, plan.config_source, engine.header)
+    generation = engine.header(plan.config_source).folder / "generation_config.json"
+    if generation.is_file():
+        write_json(folder / generation.name, aligned(json_of(generation)))
+    write_json(folder / "config.json", aligned(merged_config(engine, plan)))
 
 
 def merge_config(text: str, out: Path, *, seed: int = 0, shard_bytes: float = 5e9) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,44 @@ def test_weights_that_make_no_numbers_fail_while_scoring(
     ).outcome  # the norms' weights are infinite
     assert isinstance(outcome, Failed)
     assert outcome.stage == "score"
+
+
+def test_models_of_different_vocabularies_score_in_memory_as_on_disk(models: Path, tmp_path: Path) -> None:
+    """The resident model has the vocabulary of the result, not that of a source."""
+    import json
+
+    from transformers import AutoModelForCausalLM
+
+    from merge_engine.engine import Engine
+    from merge_engine.folder import write_model
+    from merge_engine.spec.recipe import parse_recipe
+
+    shutil.copytree(models / "right", tmp_path / "right")
+    tokenizer = json.loads((tmp_path / "right" / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {**words, "five": words["three"], "three": len(words)}
+    (tmp_path / "right" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    larger = AutoModelForCausalLM.from_pretrained(tmp_path / "right", dtype="bfloat16")
+    larger.resize_token_embeddings(len(words) + 1, mean_resizing=False)
+    larger.save_pretrained(tmp_path / "right")
+
+    recipe = linear(models, 0.6, 0.4) | {"tokenizer_source": "union"}
+    recipe["models"][1]["model"] = str(tmp_path / "right")
+    write_model(Engine(), parse_recipe(recipe), tmp_path / "out")
+    alone = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "out")}], "dtype": "bfloat16"}
+    suite = SuiteSpec(
+        tasks=(TaskSpec(name="tiny_answer", metric="exact_match,none"), TaskSpec(name="tiny_choice")),
+        search_paths=(str(models / "tasks"),),
+    )
+
+    def report(model: Path, probe: dict[str, Any]) -> Report:
+        spec = EvaluatorSpec(
+            model=str(model), suite=suite, dtype="bfloat16", seed=0, probe=probe, batch_size=4
+        )
+        evaluator = spec(_CONTEXT)
+        evaluator.prepare()
+        outcome = evaluator.evaluate(probe, "search").outcome
+        assert isinstance(outcome, Scored), outcome
+        return outcome.report
+
+    assert report(models / "left", recipe) == report(tmp_path / "out", alone)
