@@ -13,12 +13,12 @@ from evolve.dispatch import run_jobs
 from evolve.errors import EvolveError, StorageError
 from evolve.fleet import Fleet, Job
 from evolve.interrupt import Interrupt
+from evolve.ledger import choose_winner
 from evolve.observer import Observer
 from evolve.outcome import Outcome, Scored
 from evolve.records import CandidateRecord, RunRecord
 from evolve.report.summary import Summary, display_name
 from evolve.report.text import estimate
-from evolve.search import choose_winner
 from evolve.storage import StoragePath, write_atomically
 from fitness.results import Report
 from merge_engine.spec import dump_yaml, parse_recipe
@@ -101,7 +101,7 @@ def model_card(record: CandidateRecord, summary: Summary, *, title: str) -> str:
 # {title}
 
 A merge of the models below, found by an evolutionary search with mergevolve {__version__}
-(candidate {record.id + 1} of {len(summary.candidates)}, {display_name(record.origin)}).
+(candidate {record.id + 1}, {display_name(record.origin)}; {len(summary.evaluated)} were scored).
 
 {sources}
 

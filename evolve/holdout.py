@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evolve.dispatch import run_jobs
 from evolve.fleet import Done, Fleet, Job
 from evolve.interrupt import Interrupt
 from evolve.journal import Journal
+from evolve.ledger import choose_winner
 from evolve.observer import Observer
-from evolve.records import CandidateRecord, HoldoutRecord
+from evolve.outcome import Scored
+from evolve.records import BASELINE_PREFIX, INITIAL_PREFIX, MEAN, CandidateRecord, HoldoutRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldoutRow:
-    """One row of the report: "best", "mean", or a baseline's origin."""
+    """One row of the report: "best", "mean", or the origin of a baseline or initial recipe."""
 
     name: str
     candidate: CandidateRecord
+
+
+def holdout_rows(records: Sequence[CandidateRecord]) -> list[HoldoutRow]:
+    """The best sample, the latest mean, and all that was known before the search, as far as it has a score.
+
+    A candidate with the recipe of an earlier one is represented by that.
+    """
+    by_id = {record.id: record for record in records}
+    scored = sorted(
+        (record for record in records if isinstance(record.outcome, Scored)), key=lambda record: record.id
+    )
+    best = choose_winner(record for record in scored if record.origin != MEAN)
+    means = [record for record in scored if record.origin == MEAN]
+    known = [record for record in scored if record.origin.startswith((BASELINE_PREFIX, INITIAL_PREFIX))]
+    named = [("best", best), *((MEAN, mean) for mean in means[-1:]), *((each.origin, each) for each in known)]
+    return [
+        HoldoutRow(name=name, candidate=_original(record, by_id))
+        for name, record in named
+        if record is not None
+    ]
+
+
+def _original(record: CandidateRecord, by_id: Mapping[int, CandidateRecord]) -> CandidateRecord:
+    return record if record.copied_from is None else by_id.get(record.copied_from, record)
 
 
 def run_holdout(

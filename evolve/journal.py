@@ -24,6 +24,9 @@ from evolve.records import SCHEMA_VERSION, CandidateRecord, HoldoutRecord, Measu
 from evolve.storage import sync_folder, write_atomically
 from fitness.results import Report, TaskResult
 
+# In version 1 every candidate was scored, those with equal recipes too.
+READ_VERSIONS = (1, SCHEMA_VERSION)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalView:
@@ -32,6 +35,11 @@ class JournalView:
     run: RunRecord
     candidates: tuple[CandidateRecord, ...]
     holdout: tuple[HoldoutRecord, ...]
+
+    @property
+    def evaluations(self) -> int:
+        """How many candidates were evaluated, which is what a budget counts."""
+        return sum(record.evaluated for record in self.candidates)
 
 
 class Journal:
@@ -164,9 +172,10 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _parse(path: Path, number: int, line: bytes) -> Record:
     try:
         data = orjson.loads(line)
-        if data["kind"] == "run" and data["schema"] != SCHEMA_VERSION:
+        if data["kind"] == "run" and data["schema"] not in READ_VERSIONS:
+            known = " and ".join(map(str, READ_VERSIONS))
             raise JournalError(
-                f"{path} has schema version {data['schema']}, this program reads version {SCHEMA_VERSION}: "
+                f"{path} has schema version {data['schema']}, this program reads versions {known}: "
                 "finish the search with the version that started it"
             )
         return _decode(data)
@@ -202,6 +211,7 @@ def _encode(record: Record) -> dict[str, Any]:
             "index": record.index,
             "origin": record.origin,
             "recipe": record.recipe,
+            "copied_from": record.copied_from,
             "outcome": _encode_outcome(record.outcome),
             "measured": asdict(record.measured),
         }
@@ -255,6 +265,7 @@ def _decode(data: Mapping[str, Any]) -> Record:
             index=data["index"],
             origin=data["origin"],
             recipe=data["recipe"],
+            copied_from=data.get("copied_from"),
             outcome=_decode_outcome(data["outcome"]),
             measured=Measured(**measured),
         )

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from fitness.results import Report
 
-Stage = Literal["worker", "merge", "score", "timeout"]
+Stage = Literal["decode", "worker", "merge", "score", "timeout"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evolve.evaluator import Facts
 from evolve.journal import JournalView
+from evolve.ledger import is_spent
 from evolve.optimisers.choice import describe
 from evolve.preflight import Ready
 from evolve.report.text import duration
@@ -84,8 +85,8 @@ def _warnings(ready: Ready, need_bytes: int, available_bytes: int) -> list[str]:
 def _resume(earlier: JournalView | None, ready: Ready) -> str:
     if earlier is None:
         return "a new search"
-    done = len(earlier.candidates)
-    if done >= ready.max_fevals:
+    done = earlier.evaluations
+    if is_spent(earlier.candidates, ready.max_fevals):
         return f"finished with {done} candidates; a larger --max-fevals extends it"
     return f"goes on after {done} candidates"
 

@@ -26,6 +26,7 @@ class Tally:
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = total
         self.done = 0
+        self.repeated = 0  # recipes that were scored before
         self.failed = 0
         self.best: CandidateRecord | None = None
         self.best_score = float("-inf")
@@ -42,7 +43,10 @@ class Tally:
         self._started_at = self._clock()
 
     def add(self, record: CandidateRecord) -> None:
-        self.done += 1
+        if record.copied_from is not None:
+            self.repeated += 1
+            return
+        self.done += record.evaluated
         if isinstance(record.outcome, Failed):
             self.failed += 1
         elif record.outcome.report.score > self.best_score:
@@ -75,6 +79,8 @@ class Tally:
             parts.append(f"{len(self.workers)} worker{'s' if len(self.workers) > 1 else ''}")
         if self.failed:
             parts.append(f"{self.failed} failed")
+        if self.repeated:
+            parts.append(f"{self.repeated} not scored again")
         return " · ".join(parts)
 
 
@@ -139,7 +145,7 @@ class LiveProgress(Progress):
 
     def on_candidate(self, record: CandidateRecord) -> None:
         self._tally.add(record)
-        if isinstance(record.outcome, Failed):
+        if isinstance(record.outcome, Failed) and record.copied_from is None:
             self._say(f"candidate {record.id + 1} failed ({record.outcome.stage}): {record.outcome.reason}")
 
     def on_worker(self, event: WorkerEvent) -> None:

@@ -7,7 +7,11 @@ from typing import Any, Literal
 
 from evolve.outcome import Outcome
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: candidates with equal recipes share an outcome
+
+MEAN = "mean"  # origin of the mean of the search distribution
+BASELINE_PREFIX = "baseline:"  # origins of what the search has to beat
+INITIAL_PREFIX = "initial:"  # origins of recipes that the search file names
 
 Split = Literal["search", "holdout"]
 
@@ -42,14 +46,23 @@ class Measured:
     forward_s: float  # inside the model's own forward passes
     attempts: int
 
+    @classmethod
+    def nothing(cls, now_s: float) -> Measured:
+        """Of an outcome that took no work."""
+        return cls(
+            worker="", started_s=now_s, wall_s=0.0, merge_s=0.0, score_s=0.0, forward_s=0.0, attempts=0
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateRecord:
     """One candidate of the search and its outcome on the search items.
 
-    ``generation`` and ``index`` place it in the ask/tell sequence. ``origin`` is ``sample``, ``mean`` or
-    ``baseline:<name>`` (``baseline:source:<model>``, ``baseline:uniform``, ``baseline:task_arithmetic``).
-    ``recipe`` is the decoded merge config as plain YAML data, never raw genes.
+    ``generation`` and ``index`` place it in the ask/tell sequence. ``origin`` is ``sample``, ``mean``,
+    ``baseline:<name>`` (``baseline:source:<model>``, ``baseline:uniform``, ``baseline:task_arithmetic``) or
+    ``initial:<file>``. ``recipe`` is the decoded merge config as plain YAML data, never raw genes; it is
+    empty where the space refused to make one. ``copied_from``: the earlier candidate with an equal recipe
+    whose outcome this is.
     """
 
     id: int
@@ -59,13 +72,19 @@ class CandidateRecord:
     recipe: dict[str, Any]
     outcome: Outcome
     measured: Measured
+    copied_from: int | None = None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether a worker scored it (or failed to), which is what a budget counts."""
+        return self.copied_from is None and bool(self.recipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldoutRecord:
     """One row of the final report: a candidate already in the journal, scored on the held-out items."""
 
-    name: str  # "best", "mean", or a baseline's origin
+    name: str  # "best", "mean", or the origin of a baseline or an initial recipe
     candidate_id: int
     outcome: Outcome
     measured: Measured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evolve.errors import ReplayError, SearchChangedError
@@ -16,13 +16,18 @@ _REPLAYED = ("generation", "index", "origin", "recipe")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A candidate before it is scored."""
+    """A candidate before it is scored. ``copied_from``: the earlier one with an equal recipe, if any."""
 
     id: int
     generation: int
     index: int
     origin: str
     recipe: dict[str, Any]
+    copied_from: int | None = None
+
+    def copy_of(self, number: int) -> Proposal:
+        """The same, but to take over the outcome of candidate ``number``."""
+        return replace(self, copied_from=number)
 
 
 def check_same_search(run: RunRecord, now: Mapping[str, int]) -> None:

@@ -15,20 +15,20 @@ import psutil
 from evolve import outlook
 from evolve.errors import SearchChangedError
 from evolve.export import BestConfig, ExportError, is_written, rescore, write_winner
-from evolve.holdout import HoldoutRow, run_holdout
+from evolve.holdout import holdout_rows, run_holdout
 from evolve.journal import Journal, JournalView, read_journal
+from evolve.ledger import choose_winner, is_spent
 from evolve.observer import Observer
-from evolve.optimiser import default_popsize
+from evolve.optimisers import default_popsize
 from evolve.options import SearchOptions
 from evolve.outcome import Scored
 from evolve.preflight import Ready, inspect
 from evolve.progress import progress_view
-from evolve.records import CandidateRecord
 from evolve.replay import check_same_inputs
 from evolve.report import text
-from evolve.report.summary import BASELINE_PREFIX, display_name, summarise
+from evolve.report.summary import display_name, summarise
 from evolve.report.write import write_report
-from evolve.search import MEAN, SearchSettings, choose_winner, new_run, run_search
+from evolve.search import SearchSettings, new_run, run_search
 from evolve.storage import StoragePath, write_atomically
 from evolve.trackers import WandbTracker
 from genome.frozen import diff_search_files, frozen_search_file
@@ -77,10 +77,10 @@ class _Run:
 
     def _is_finished(self, ready: Ready, earlier: JournalView | None) -> bool:
         """Whether an earlier start did it all: the budget, the held-out items, the winner's model."""
-        if earlier is None or len(earlier.candidates) < ready.max_fevals:
+        if earlier is None or not is_spent(earlier.candidates, ready.max_fevals):
             return False
         scored = {(record.name, record.candidate_id) for record in earlier.holdout}
-        wanted = self._holdout_rows() if ready.suite.holdout is not None else []
+        wanted = holdout_rows(earlier.candidates) if ready.suite.holdout is not None else []
         summary = summarise(earlier)
         winner = choose_winner(earlier.candidates)
         return all((row.name, row.candidate.id) in scored for row in wanted) and (
@@ -97,7 +97,7 @@ class _Run:
                 interrupted = self._search(ready, settings, fleet, journal)
                 if not interrupted and ready.suite.holdout is not None:
                     self._note("scoring the held-out items ...")
-                    rows = self._holdout_rows()
+                    rows = holdout_rows(read_journal(self._storage.journal).candidates)
                     interrupted = len(run_holdout(rows, fleet, journal)) < len(rows)
             exported = self._export(fleet, check=not interrupted)
         return INTERRUPTED if interrupted else int(not exported)
@@ -150,7 +150,7 @@ class _Run:
     def _settings(self, ready: Ready, fleet: RayFleet, earlier: JournalView | None) -> SearchSettings:
         optimizer = ready.search_file.optimizer
         popsize = optimizer.popsize or default_popsize(len(ready.space.start), fleet.capacity)
-        done = 0 if earlier is None else len(earlier.candidates)
+        done = 0 if earlier is None else earlier.evaluations
         if earlier is not None:
             popsize = earlier.run.popsize
         left = max(0, ready.max_fevals - done)
@@ -203,19 +203,6 @@ class _Run:
                 observers.append(closing.enter_context(contextlib.closing(tracker)))
             yield observers
 
-    def _holdout_rows(self) -> list[HoldoutRow]:
-        """The best sample, the latest mean, and every baseline, as far as they have a score."""
-        scored = [
-            record
-            for record in read_journal(self._storage.journal).candidates
-            if isinstance(record.outcome, Scored)
-        ]
-        best = choose_winner(record for record in scored if record.origin != MEAN)
-        mean = max((record for record in scored if record.origin == MEAN), key=_by_id, default=None)
-        baselines = sorted((r for r in scored if r.origin.startswith(BASELINE_PREFIX)), key=_by_id)
-        named = [("best", best), (MEAN, mean), *((record.origin, record) for record in baselines)]
-        return [HoldoutRow(name=name, candidate=record) for name, record in named if record is not None]
-
     def _export(self, fleet: Fleet, *, check: bool) -> bool:
         """Write the model of the winner on the search items, and check that it scores the same from disk.
 
@@ -259,7 +246,3 @@ def _differences(kept: str, new: str) -> list[str]:
     """What differs between two kept search files but for their budgets."""
     old, now = parse_search_file(kept), parse_search_file(new)
     return diff_search_files(replace(old, budget=now.budget), now)
-
-
-def _by_id(record: CandidateRecord) -> int:
-    return record.id

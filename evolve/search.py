@@ -1,47 +1,46 @@
 """The driver: ask, score on the fleet, journal, tell; and the same again from the journal when a search
 resumes.
 
-Generation 0 is the baselines. CMA-ES starts at the best of them (unless ``random_init`` lets the seed say
-where) and is told the others, with their costs, in its first generation: measured against a start at the
-uniform merge, that finds far better points where one source is much better than the rest, and equal ones
-elsewhere (docs/log.md). The last candidate of a budget is the mean of the search distribution; the
-optimiser is not told about it, so that the same search with a larger budget goes on as if there had been no
-end.
+Generation 0 is the baselines and the recipes that the search file names. The optimiser starts at the best of
+them (unless ``random_init`` lets the seed say where) and is told the others, with their costs, in its first
+generation: measured against a start at the uniform merge, that finds far better points where one source is
+much better than the rest, and equal ones elsewhere (docs/log.md). The last candidate of a budget is the mean
+of the search distribution; the optimiser is not told about it, so that the same search with a larger budget
+goes on as if there had been no end.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from evolve.dispatch import run_jobs
-from evolve.failures import FailureWatch
-from evolve.fleet import Done, Fleet, Job
+from evolve.beginning import begin, known_recipes
+from evolve.fleet import Fleet
+from evolve.initial import InitialRecipe
 from evolve.interrupt import Interrupt
 from evolve.journal import Journal
+from evolve.ledger import Ledger
 from evolve.observer import GenerationSummary, Observer, SearchResult
-from evolve.optimiser import DEFAULT_SIGMA0, CmaEs, CmaSettings, Optimiser, Vector
-from evolve.outcome import Scored, cost
+from evolve.optimisers import DEFAULT_SIGMA0, Box, Optimiser, OptimiserSettings, Vector, make_optimiser
+from evolve.outcome import cost
 from evolve.records import SCHEMA_VERSION, CandidateRecord, RunRecord
-from evolve.replay import Proposal, check_replay, check_same_search
-from evolve.seeds import random_stream
-from evolve.space import Baseline, SearchSpace
+from evolve.replay import check_same_search
+from evolve.scoring import Draft, Scoring, decoded
+from evolve.space import SearchSpace
 from evolve.versions import library_versions
-from merge_engine.spec.recipe import recipe_data
 
-MEAN = "mean"
+REPEATED_GENERATIONS = 20  # without a new recipe, and the search stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSettings:
     """What a search is fixed to (the first block, journalled), and how far it may go this time.
 
-    ``max_fevals`` is exact: it counts every candidate of the whole search, baselines and mean included.
-    ``time_limit_s`` counts from this start; what runs when it ends is finished, and the mean is scored
-    still.
+    ``max_fevals`` is exact: it counts every candidate of the whole search that a worker scores, baselines
+    and mean included; not those whose recipes were scored before. ``time_limit_s`` counts from this start;
+    what runs when it ends is finished, and the mean is scored still.
     """
 
     seed: int
@@ -62,9 +61,10 @@ def run_search(
     fleet: Fleet,
     journal: Journal,
     observers: Sequence[Observer] = (),
+    initial: Sequence[InitialRecipe] = (),
 ) -> SearchResult:
-    """Search until the budget is spent, the optimiser has converged, or somebody asks to stop (SIGINT,
-    SIGTERM).
+    """Search until the budget is spent, the optimiser has converged or finds nothing new, or somebody asks
+    to stop (SIGINT, SIGTERM).
 
     What the journal holds already is not scored again. Candidates in flight at an interruption are dropped.
 
@@ -77,7 +77,7 @@ def run_search(
     now = {"seed": settings.seed, "popsize": settings.popsize, "dimensions": len(space.start)}
     check_same_search(journal.view.run, now)
     with Interrupt() as interrupt:
-        return _Driver(space, settings, fleet, journal, observers, interrupt).run()
+        return _Driver(space, settings, fleet, journal, observers, interrupt).run(initial)
 
 
 def new_run(
@@ -101,14 +101,6 @@ def new_run(
     )
 
 
-def choose_winner(records: Iterable[CandidateRecord]) -> CandidateRecord | None:
-    """The candidate with the lowest cost on the search items, the first of equals; None if none has a
-    score.
-    """
-    scored = [record for record in records if isinstance(record.outcome, Scored)]
-    return min(scored, key=lambda record: (cost(record.outcome), record.id), default=None)
-
-
 class _Driver:
     """One run of `run_search`."""
 
@@ -123,25 +115,28 @@ class _Driver:
     ) -> None:
         self._space = space
         self._settings = settings
-        self._fleet = fleet
         self._journal = journal
         self._observers = observers
         self._interrupt = interrupt
-        candidates = journal.view.candidates
-        self._records = {record.id: record for record in candidates}
-        self._means = {record.id: record for record in candidates if record.origin == MEAN}
-        self._best = choose_winner(record for record in candidates if record.origin != MEAN)
-        self._next_id = 0
-        self._places_left = self._places()
-        self._failures = FailureWatch(settings.identical_failures)
         limit_s = math.inf if settings.time_limit_s is None else settings.time_limit_s
         self._deadline_s = time.monotonic() + limit_s
+        self._ledger = Ledger(journal, settings.max_fevals)
+        self._scoring = Scoring(
+            self._ledger,
+            fleet,
+            journal,
+            observers,
+            interrupt,
+            identical_failures=settings.identical_failures,
+            may_start=lambda: time.monotonic() < self._deadline_s,
+        )
+        self._nothing_new = 0  # generations in a row
 
-    def run(self) -> SearchResult:
+    def run(self, initial: Sequence[InitialRecipe]) -> SearchResult:
         for observer in self._observers:
             observer.on_start(self._journal.view.run, self._journal.view.candidates)
         generation = 0
-        optimiser, injected, records = self._baselines()
+        optimiser, injected, records = self._begin(initial)
         while (stop := self._stop_reason() or optimiser.stopped()) is None:
             generation += 1
             records = self._generation(generation, optimiser, injected)
@@ -151,166 +146,84 @@ class _Driver:
             mean = self._mean(generation, len(records), optimiser)
             stop = self._stop_reason() if self._interrupt.requested else stop
         result = SearchResult(
-            best=self._best, mean=mean, evaluations=len(self._records), stopped_because=str(stop)
+            best=self._ledger.best,
+            mean=mean,
+            evaluations=self._ledger.evaluations,
+            stopped_because=str(stop),
         )
         for observer in self._observers:
             observer.on_finish(result)
         return result
 
-    def _places(self) -> int:
-        """How many candidates this budget has room for beside the mean that ends it and those that ended
-        smaller ones.
-        """
-        last_id = self._settings.max_fevals - 1
-        return last_id - sum(number < last_id for number in self._means)
-
     def _stop_reason(self) -> str | None:
         if self._interrupt.requested:
             return "interrupted"
-        if self._places_left == 0:
+        if self._ledger.places_left == 0:
             return "budget"
+        if self._nothing_new >= REPEATED_GENERATIONS:
+            return f"no new recipe in the last {self._nothing_new} generations"
         return "time" if time.monotonic() >= self._deadline_s else None
 
-    def _baselines(self) -> tuple[Optimiser, list[tuple[Vector, float]], list[CandidateRecord]]:
+    def _begin(
+        self, initial: Sequence[InitialRecipe]
+    ) -> tuple[Optimiser, list[tuple[Vector, float]], list[CandidateRecord]]:
         """Generation 0, the optimiser that starts from it, and what that is to be told of it."""
-        baselines = self._space.baselines()
-        origins = [f"baseline:{baseline.name}" for baseline in baselines]
-        records = self._score(0, origins, lambda index: recipe_data(baselines[index].recipe))
-        points = _points_in_space(baselines, records)
-        start = self._space.start
-        if self._settings.random_init:
-            start = random_stream(self._settings.seed, "start").uniform(self._space.lower, self._space.upper)
-        elif points:
-            start, _ = points.pop(min(range(len(points)), key=lambda index: points[index][1]))
-        optimiser = self._new_optimiser(start)
-        optimiser.inject([vector for vector, _ in points])
-        return optimiser, points, records
-
-    def _new_optimiser(self, start: Vector) -> Optimiser:
-        settings = CmaSettings(
-            seed=self._settings.seed,
-            popsize=self._settings.popsize,
-            algorithm=self._settings.algorithm,
-            sigma0=self._settings.sigma0,
-            restarts=self._settings.restarts,
+        known = known_recipes(self._space, initial)
+        records = self._scoring.score(
+            0,
+            [entry.origin for entry in known],
+            lambda index: Draft(recipe=known[index].recipe),
         )
-        return CmaEs(settings, start=start, lower=self._space.lower, upper=self._space.upper)
+        settings = self._settings
+        beginning = begin(self._space, known, records, settings.seed if settings.random_init else None)
+        optimiser = make_optimiser(
+            OptimiserSettings(
+                seed=settings.seed,
+                popsize=settings.popsize,
+                algorithm=settings.algorithm,
+                sigma0=settings.sigma0,
+                restarts=settings.restarts,
+            ),
+            Box(kinds=self._space.kinds, lower=self._space.lower, upper=self._space.upper),
+            beginning.start,
+        )
+        optimiser.inject([vector for vector, _ in beginning.told])
+        return optimiser, beginning.told, records
 
     def _generation(
         self, generation: int, optimiser: Optimiser, injected: list[tuple[Vector, float]]
     ) -> list[CandidateRecord]:
-        """Ask, score, tell. Returns the candidates that were scored before the search had to stop."""
-        known = len(self._records)
+        """Ask, score, tell. Returns the candidates that have an outcome before the search had to stop."""
+        known = len(self._ledger.records)
         vectors = optimiser.ask()
-        records = self._score(
-            generation, ["sample"] * len(vectors), lambda index: self._decoded(vectors[index])
+        records = self._scoring.score(
+            generation, ["sample"] * len(vectors), lambda index: decoded(self._space, vectors[index])
         )
         scored = [(vectors[record.index], cost(record.outcome)) for record in records]
         optimiser.tell([*injected, *scored])
-        if len(records) == len(vectors) and len(self._records) > known:
+        is_new = any(record.evaluated for record in records)
+        self._nothing_new = 0 if is_new else self._nothing_new + 1
+        if len(records) == len(vectors) and len(self._ledger.records) > known:
             self._summarise(generation, records, optimiser)
         return records
-
-    def _decoded(self, vector: Vector) -> dict[str, Any]:
-        return recipe_data(self._space.decode(vector))
 
     def _summarise(self, generation: int, records: list[CandidateRecord], optimiser: Optimiser) -> None:
         summary = GenerationSummary(
             generation=generation,
-            evaluations=len(self._records),
+            evaluations=self._ledger.evaluations,
             candidates=tuple(records),
-            mean_recipe=self._decoded(optimiser.mean()),
+            mean_recipe=decoded(self._space, optimiser.mean()).recipe,
             sigma=optimiser.sigma(),
             std=optimiser.std(),
-            best=self._best,
+            best=self._ledger.best,
         )
         for observer in self._observers:
             observer.on_generation(summary)
 
     def _mean(self, generation: int, index: int, optimiser: Optimiser) -> CandidateRecord | None:
-        """Score the mean, unless the search ended at this very point before."""
-        recipe = self._decoded(optimiser.mean())
-        for record in self._means.values():
-            if (record.generation, record.index, record.recipe) == (generation, index, recipe):
-                return record
-        if len(self._records) >= self._settings.max_fevals:
-            return None
-        proposal = Proposal(
-            id=max(self._records, default=-1) + 1,
-            generation=generation,
-            index=index,
-            origin=MEAN,
-            recipe=recipe,
-        )
-        self._evaluate([proposal], may_start=lambda: True)
-        return self._records.get(proposal.id)
-
-    def _score(
-        self, generation: int, origins: Sequence[str], recipe_at: Callable[[int], dict[str, Any]]
-    ) -> list[CandidateRecord]:
-        """The outcomes of a generation, as far as the budget reaches, from the journal or from the fleet."""
-        ids, missing = [], []
-        for index, origin in enumerate(origins[: self._places_left]):
-            ids.append(self._new_id())
-            known = self._records.get(ids[-1])
-            # A generation is drawn at once: where its first candidate comes out again, all do.
-            if known is not None and index > 0:
-                continue
-            proposal = Proposal(
-                id=ids[-1], generation=generation, index=index, origin=origin, recipe=recipe_at(index)
-            )
-            if known is None:
-                missing.append(proposal)
-            else:
-                check_replay(proposal, known, self._journal)
-        self._places_left -= len(ids)
-        self._evaluate(missing, may_start=lambda: time.monotonic() < self._deadline_s)
-        return [self._records[number] for number in ids if number in self._records]
-
-    def _new_id(self) -> int:
-        """Ids count up; those of the means of earlier, smaller budgets are taken."""
-        while self._next_id in self._means:
-            self._next_id += 1
-        self._next_id += 1
-        return self._next_id - 1
-
-    def _evaluate(self, proposals: Sequence[Proposal], may_start: Callable[[], bool]) -> None:
-        by_id = {proposal.id: proposal for proposal in proposals}
-        run_jobs(
-            [Job(id=proposal.id, recipe=proposal.recipe, split="search") for proposal in proposals],
-            self._fleet,
-            self._interrupt,
-            self._observers,
-            on_done=lambda done: self._record(by_id[done.job.id], done),
-            may_start=may_start,
-        )
-
-    def _record(self, proposal: Proposal, done: Done) -> None:
-        record = CandidateRecord(
-            id=proposal.id,
-            generation=proposal.generation,
-            index=proposal.index,
-            origin=proposal.origin,
-            recipe=proposal.recipe,
-            outcome=done.evaluation.outcome,
-            measured=done.measured,
-        )
-        self._journal.append(record)
-        self._records[record.id] = record
-        if record.origin != MEAN:
-            self._best = choose_winner([record] if self._best is None else [self._best, record])
-        for observer in self._observers:
-            observer.on_candidate(record)
-        self._failures.note(record.outcome)
-
-
-def _points_in_space(
-    baselines: Sequence[Baseline], records: Iterable[CandidateRecord]
-) -> list[tuple[Vector, float]]:
-    """The scored baselines that are points of the space, each point once, with their costs."""
-    points: dict[bytes, tuple[Vector, float]] = {}
-    for record in records:
-        vector = baselines[record.index].vector
-        if vector is not None and isinstance(record.outcome, Scored):
-            points.setdefault(vector.tobytes(), (vector, cost(record.outcome)))
-    return list(points.values())
+        """Score the mean, unless the search ended at this very point before, or no recipe is there."""
+        recipe = decoded(self._space, optimiser.mean()).recipe
+        known = self._ledger.mean_at(generation, index, recipe)
+        if known is not None or not recipe or self._ledger.evaluations >= self._settings.max_fevals:
+            return known
+        return self._scoring.score_mean(generation, index, recipe)

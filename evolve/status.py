@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,23 +40,10 @@ def read_status(folder: Path) -> Status:
     return Status(
         summary=summary,
         total=_budget(storage.search_file),
-        running=is_running(storage),
+        running=storage.is_locked(),
         silent_s=max(0.0, time.time() - max(ends)) if ends else None,
         has_model=storage.final_model.is_dir(),
     )
-
-
-def is_running(storage: StoragePath) -> bool:
-    """Whether a driver holds the storage path; asking takes no lock that would outlive the question."""
-    lock = storage.folder / ".lock"
-    if not lock.exists():
-        return False
-    with lock.open("rb") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def show(status: Status, console: Console) -> None:
@@ -78,7 +64,9 @@ def lines(status: Status) -> list[str]:
     summary = status.summary
     total = "" if status.total is None else f" of {status.total}"
     state = "running" if status.running else "not running"
-    said = [f"{state}; {len(summary.candidates)}{total} candidates done, {len(summary.failures)} failed"]
+    said = [f"{state}; {len(summary.evaluated)}{total} candidates done, {len(summary.failures)} failed"]
+    if summary.repeats:
+        said[0] += f", {summary.repeats} not scored again"
     if status.running and status.silent_s is not None:
         said[0] += f", the last one {text.duration(status.silent_s)} ago"
     if summary.best is not None:
@@ -98,7 +86,7 @@ def lines(status: Status) -> list[str]:
 
 def _left_s(status: Status) -> float | None:
     """Time left at the pace so far; None for a search that does not run or has no known end."""
-    done = len(status.summary.candidates)
+    done = len(status.summary.evaluated)
     if not status.running or status.total is None or not done:
         return None
     return status.summary.elapsed_s / done * max(0, status.total - done)

@@ -80,6 +80,17 @@ class StoragePath:
             ) from None
         return StorageLock(handle)
 
+    def is_locked(self) -> bool:
+        """Whether a driver holds the folder; asking takes no lock that would outlive the question."""
+        if not self._lock_file.exists():
+            return False
+        with self._lock_file.open("rb") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def freeze(self, text: str, differences: Callable[[str, str], Sequence[str]]) -> None:
         """Keep the search file's full text; on a later start it has to be the same.
 

@@ -18,8 +18,8 @@ def command(folder: Path, out: Path) -> None:
         from evolve.errors import EvolveError
         from evolve.export import write_winner
         from evolve.journal import read_journal
+        from evolve.ledger import choose_winner
         from evolve.report.summary import summarise
-        from evolve.search import choose_winner
         from evolve.storage import StoragePath
 
         summary = summarise(read_journal(StoragePath(folder).journal))

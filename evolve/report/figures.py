@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evolve.report.summary import BASELINE_PREFIX, ScoredCandidate, Summary, search_time, short_model
+from evolve.report.summary import ScoredCandidate, Summary, is_known, search_time, short_model
 from evolve.report.text import row_name
 from evolve.report.weights import Panel
 from evolve.statistics import HoldoutTable
@@ -101,9 +101,9 @@ def _paint_search(axes: Axes, summary: Summary) -> None:
 
     scored = summary.scored
     kinds = (
-        ("candidate", BLUE, "o", 22, lambda origin: not _is_baseline(origin) and origin != "mean"),
+        ("candidate", BLUE, "o", 22, lambda origin: not is_known(origin) and origin != "mean"),
         ("mean of the search distribution", GREEN, "^", 42, lambda origin: origin == "mean"),
-        ("baseline", ORANGE, "D", 46, _is_baseline),
+        ("known before the search", ORANGE, "D", 46, is_known),
     )
     for label, color, marker, size, belongs in kinds:
         chosen = [entry for entry in scored if belongs(entry.record.origin)]
@@ -141,15 +141,11 @@ def _paint_search(axes: Axes, summary: Summary) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _is_baseline(origin: str) -> bool:
-    return origin.startswith(BASELINE_PREFIX)
-
-
 def _paint_holdout(axes: Axes, table: HoldoutTable, exported: int | None) -> None:
     rows = [row for row in reversed(table.rows) if row.score is not None]
     for height, row in enumerate(rows):
         assert row.score is not None
-        color = ORANGE if _is_baseline(row.name) else GREEN if row.name == "mean" else BLUE
+        color = ORANGE if is_known(row.name) else GREEN if row.name == "mean" else BLUE
         axes.errorbar(
             row.score.value, height, xerr=row.score.half_width, fmt="o", color=color, capsize=3, lw=1.8
         )
@@ -172,7 +168,7 @@ def tasks(summary: Summary) -> Figure:
         numbers = [entry.record.id + 1 for entry in scored]
         for position, (axes, (task, metric)) in enumerate(zip(grid, labels, strict=False)):
             values = [entry.report.tasks[position].value for entry in scored]
-            colors = [ORANGE if _is_baseline(entry.record.origin) else BLUE for entry in scored]
+            colors = [ORANGE if is_known(entry.record.origin) else BLUE for entry in scored]
             axes.scatter(numbers, values, s=14, c=colors, alpha=0.55, linewidths=0)
             best = [leader.report.tasks[position].value for leader in leaders]
             axes.step(numbers, best, where="post", color=INK, lw=1.4)
@@ -241,7 +237,7 @@ def timeline(summary: Summary) -> Figure:
 
     Pauses between sessions, in which nobody worked, are cut out.
     """
-    measured = [record.measured for record in summary.candidates]
+    measured = [record.measured for record in summary.evaluated]
     workers = sorted({span.worker for span in measured})
     place = search_time(measured)
 
@@ -272,5 +268,5 @@ def timeline(summary: Summary) -> Figure:
 
 
 def _busy_label(worker: str, summary: Summary) -> str:
-    busy_s = sum(r.measured.wall_s for r in summary.candidates if r.measured.worker == worker)
+    busy_s = sum(r.measured.wall_s for r in summary.evaluated if r.measured.worker == worker)
     return f"{worker}, busy {busy_s / summary.elapsed_s:.0%}"

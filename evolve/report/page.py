@@ -67,7 +67,7 @@ def headline(summary: Summary) -> str:
         return f"No candidate has a score yet ({len(summary.failures)} failed)."
     origin = display_name(best.record.origin)
     sentences = [
-        f"Best of {len(summary.candidates)} candidates on the search items: {best.score:.4f} ({origin})."
+        f"Best of {len(summary.evaluated)} candidates on the search items: {best.score:.4f} ({origin})."
     ]
     row = next((row for row in summary.table.rows if row.name == "best"), None)
     if row is not None and row.score is not None:
@@ -84,7 +84,7 @@ def _search_section(summary: Summary) -> list[str]:
         return []
     parts = ["<h2>Score over candidates</h2>", _picture(figures.overview(summary), "Score over candidates")]
     if summary.scored:
-        note = "Line: the best candidate so far. Orange: baselines. Axes: the task's own metric."
+        note = "Line: the best candidate so far. Orange: known before. Axes: the task's own metric."
         parts += [
             "<h2>Each task</h2>",
             _picture(figures.tasks(summary), "Each task over candidates"),
@@ -139,16 +139,17 @@ def _winner_section(summary: Summary) -> list[str]:
 
 
 def _workers_section(summary: Summary) -> list[str]:
-    if not summary.candidates:
+    if not summary.evaluated:
         return []
     return ["<h2>Workers</h2>", _picture(figures.timeline(summary), "What each worker was doing over time")]
 
 
 def _facts_section(summary: Summary) -> list[str]:
     run = summary.run
-    seconds = [record.measured.wall_s for record in summary.candidates]
+    seconds = [record.measured.wall_s for record in summary.evaluated]
     facts: dict[str, Any] = {
-        "candidates": f"{len(summary.candidates)}, of which failed {len(summary.failures)}",
+        "candidates": f"{len(summary.evaluated)} scored, of which failed {len(summary.failures)}",
+        "not scored again": f"{summary.repeats} with the recipe of an earlier candidate",
         "dimensions": run.dimensions,
         "candidates in a generation": run.popsize,
         "seed": run.seed,

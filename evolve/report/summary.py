@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 from evolve.journal import JournalView
 from evolve.outcome import Scored
-from evolve.records import CandidateRecord, HoldoutRecord, Measured, RunRecord
+from evolve.records import (
+    BASELINE_PREFIX,
+    INITIAL_PREFIX,
+    CandidateRecord,
+    HoldoutRecord,
+    Measured,
+    RunRecord,
+)
 from evolve.statistics import SOURCE_PREFIX, HoldoutTable, holdout_table
 from fitness.results import Report
 
-BASELINE_PREFIX = "baseline:"
+_ONE_OF_MANY = ("final_model", "best_config.yaml")  # every storage path has one
 PAUSE_S = 60.0  # nobody at work for longer than this: the search was stopped in between
 
 
@@ -45,7 +52,19 @@ class Summary:
 
     @property
     def failures(self) -> tuple[CandidateRecord, ...]:
-        return tuple(record for record in self.candidates if not isinstance(record.outcome, Scored))
+        """Candidates without a score; those with equal recipes count once."""
+        failed = (record for record in self.candidates if not isinstance(record.outcome, Scored))
+        return tuple(record for record in failed if record.copied_from is None)
+
+    @property
+    def evaluated(self) -> tuple[CandidateRecord, ...]:
+        """The candidates that workers were busy with: what a budget counts."""
+        return tuple(record for record in self.candidates if record.evaluated)
+
+    @property
+    def repeats(self) -> int:
+        """How many candidates had the recipe of an earlier one."""
+        return sum(record.copied_from is not None for record in self.candidates)
 
     @property
     def best(self) -> ScoredCandidate | None:
@@ -68,7 +87,7 @@ class Summary:
     @property
     def elapsed_s(self) -> float:
         """Time spent searching; pauses between sessions are not counted."""
-        spans = [record.measured for record in self.candidates]
+        spans = [record.measured for record in self.evaluated]
         return search_time(spans)(max(span.started_s + span.wall_s for span in spans)) if spans else 0.0
 
 
@@ -82,7 +101,12 @@ def summarise(view: JournalView) -> Summary:
 
 
 def _holdout_order(record: HoldoutRecord) -> tuple[bool, bool, int]:
-    return record.name.startswith(BASELINE_PREFIX), record.name != "best", record.candidate_id
+    return is_known(record.name), record.name != "best", record.candidate_id
+
+
+def is_known(origin: str) -> bool:
+    """Whether it was there before the search: a baseline, or a recipe that the search file names."""
+    return origin.startswith((BASELINE_PREFIX, INITIAL_PREFIX))
 
 
 def search_time(spans: Sequence[Measured]) -> Callable[[float], float]:
@@ -105,9 +129,20 @@ def display_name(origin: str) -> str:
     """``baseline:source:path/to/math`` -> ``source math``; other origins and row names read as they are."""
     if origin.startswith(SOURCE_PREFIX):
         return f"source {short_model(origin.removeprefix(SOURCE_PREFIX))}"
+    if origin.startswith(INITIAL_PREFIX):
+        return f"initial {short_model(origin.removeprefix(INITIAL_PREFIX))}"
     return origin.removeprefix(BASELINE_PREFIX).replace("_", " ")
 
 
 def short_model(reference: str) -> str:
-    """What a figure has room for of a model reference: the last folder, of a model and its adapter."""
-    return "+".join(part.rstrip("/").rsplit("/", 1)[-1] for part in reference.split("+"))
+    """What a figure has room for of a model reference: the last folder, of a model and its adapter; of an
+    earlier search's winner the search's folder.
+    """
+    return "+".join(_last_name(part) for part in reference.split("+"))
+
+
+def _last_name(path: str) -> str:
+    names = [name for name in path.split("/") if name not in ("", ".")]
+    if len(names) > 1 and names[-1] in _ONE_OF_MANY:
+        return names[-2]
+    return names[-1] if names else path

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from evolve.outcome import Failed
-from evolve.report.summary import BASELINE_PREFIX, Summary, display_name
+from evolve.report.summary import Summary, display_name, is_known
 from evolve.statistics import Estimate, HoldoutTable, TableRow
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def holdout(table: HoldoutTable, exported: int | None) -> Table:
 
 def row_name(row: TableRow, exported: int | None) -> str:
     """A row's name; the best or mean says so if it is what was exported."""
-    chosen = row.candidate_id == exported and not row.name.startswith(BASELINE_PREFIX)
+    chosen = row.candidate_id == exported and not is_known(row.name)
     return f"{display_name(row.name)} (exported)" if chosen else display_name(row.name)
 
 
@@ -88,7 +88,8 @@ def candidates(summary: Summary, count: int = 5) -> Table:
     drawn.add_column("candidate", justify="right")
     drawn.add_column("origin")
     drawn.add_column("score", justify="right")
-    ranked = sorted(summary.scored, key=lambda entry: (-entry.score, entry.record.id))[:count]
+    originals = (entry for entry in summary.scored if entry.record.copied_from is None)
+    ranked = sorted(originals, key=lambda entry: (-entry.score, entry.record.id))[:count]
     for task in ranked[0].report.tasks if ranked else ():
         drawn.add_column(task.task, justify="right")
     for entry in ranked:

@@ -11,7 +11,7 @@ import numpy as np
 from evolve.evaluator import Evaluation
 from evolve.fleet import Done, Job, WorkerEvent
 from evolve.journal import Journal
-from evolve.optimiser import default_popsize
+from evolve.optimisers import default_popsize
 from evolve.outcome import Scored
 from evolve.search import SearchSettings, new_run, run_search
 from fitness.results import Report, TaskResult

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from evolve.cli import main
 from evolve.journal import JournalView, read_journal
+from evolve.ledger import choose_winner
 from evolve.outcome import Scored
-from evolve.search import choose_winner
 from tests.evolve import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -20,10 +20,11 @@ from evolve.evaluator import Evaluation
 from evolve.fleet import Done, WorkerEvent
 from evolve.holdout import HoldoutRow, run_holdout
 from evolve.journal import Journal, canonical, read_journal
+from evolve.ledger import choose_winner
 from evolve.observer import GenerationSummary, Observer, SearchResult
 from evolve.outcome import Failed, Scored, cost
-from evolve.records import CandidateRecord, RunRecord
-from evolve.search import MEAN, SearchSettings, choose_winner, new_run, run_search
+from evolve.records import MEAN, CandidateRecord, RunRecord
+from evolve.search import SearchSettings, new_run, run_search
 from tests.fault.inline_fleet import InlineFleet
 from tests.fault.toy import ToyEvaluator, ToyFactory, ToySpace
 

@@ -17,10 +17,11 @@ from evolve.errors import EvolveError
 from evolve.fleet import WorkerEvent
 from evolve.holdout import HoldoutRow, run_holdout
 from evolve.journal import Journal
+from evolve.ledger import choose_winner
 from evolve.observer import Observer
 from evolve.ray_fleet import FleetSettings, RayFleet
 from evolve.records import CandidateRecord
-from evolve.search import SearchSettings, choose_winner, new_run, run_search
+from evolve.search import SearchSettings, new_run, run_search
 from evolve.storage import StoragePath
 from tests.fault.toy import ToyFactory, ToySpace
 

@@ -19,9 +19,10 @@ import pytest
 
 from evolve.holdout import HoldoutRow, run_holdout
 from evolve.journal import Journal, canonical, read_journal
+from evolve.ledger import choose_winner
 from evolve.outcome import Failed
 from evolve.records import CandidateRecord
-from evolve.search import SearchSettings, choose_winner, new_run, run_search
+from evolve.search import SearchSettings, new_run, run_search
 from tests.fault.inline_fleet import InlineFleet
 from tests.fault.toy import ToyEvaluator, ToyFactory, ToySpace
 

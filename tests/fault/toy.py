@@ -19,6 +19,7 @@ from evolve.evaluator import Evaluation, Evaluator, Facts, WorkerContext
 from evolve.outcome import Scored
 from evolve.records import Split
 from fitness.results import Report, TaskResult
+from genome.box import Kind
 from merge_engine.spec.recipe import InputModel, Recipe
 
 _MODELS = ("a", "b", "c")
@@ -34,6 +35,8 @@ class ToyBaseline:
 class ToySpace:
     """One weight in [0, 1] for each of three models."""
 
+    names = _MODELS
+    kinds: tuple[Kind, ...] = ("real",) * 3
     lower = np.zeros(3)
     upper = np.ones(3)
     start = np.full(3, 1 / 3)
@@ -44,6 +47,9 @@ class ToySpace:
             for model, weight in zip(_MODELS, vector, strict=True)
         )
         return Recipe(merge_method="linear", models=models)
+
+    def encode(self, recipe: Recipe) -> NDArray[np.float64] | None:
+        return np.array([model.parameters["weight"] for model in recipe.models or ()], dtype=np.float64)
 
     def baselines(self) -> Sequence[ToyBaseline]:
         sources = [
