@@ -14,6 +14,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from merge_engine.methods.rounding import read
+from merge_engine.methods.task_vectors import task_vector
+
 # What one vector is: the whole tensor, a run along the last dimension, or one along the first.
 Along: TypeAlias = Literal["whole", "last", "first"]
 
@@ -42,25 +45,27 @@ def held(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Geometry:
-    """A tensor of each of M models.
+    """A tensor of each of M models, or their differences from a base: task vectors.
 
-    ``tensors``: M functions that give elements of the flat tensor as ``dtype`` holds them, always the same.
+    ``sources``: M flat tensors; ``base_N``: one more, or None; ``shape``: of all of them. They are read in
+    ``dtype``.
     """
 
     def __init__(
-        self, tensors: Sequence[Callable[[slice], Tensor]], shape: tuple[int, ...], dtype: torch.dtype
+        self, sources: Sequence[Tensor], base_N: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
     ) -> None:
-        self._tensors = tensors
+        self._sources = sources
+        self._base_N = base_N
         self._shape = shape
         self._dtype = dtype
 
     def products(self) -> Tensor:
-        """Inner products of the whole tensors, float64 of shape (M, M)."""
-        count = len(self._tensors)
+        """Inner products of the whole tensors, float64 of shape (M, M). Differences are not rounded."""
+        count = len(self._sources)
         pairs = list(itertools.combinations_with_replacement(range(count), 2))
 
         def terms(where: slice) -> list[Tensor]:
-            wide = [tensor(where).to(torch.float64) for tensor in self._tensors]
+            wide = self._exact(where)
             return [wide[i] * wide[j] for i, j in pairs]
 
         products_MM = torch.empty(count, count, dtype=torch.float64)
@@ -78,8 +83,8 @@ class Geometry:
 
         def terms(where: slice) -> list[Tensor]:
             place_N = vector_of(self._shape, along, where.start, where.stop)
-            parts = ((x(where) / norm_L[place_N]) for x, norm_L in zip(self._tensors, norms, strict=True))
-            a_N, b_N = (part_N.to(self._dtype) for part_N in parts)
+            vectors = zip(self._vectors(where), norms, strict=True)
+            a_N, b_N = ((vector_N / norm_L[place_N]).to(self._dtype) for vector_N, norm_L in vectors)
             return [a_N * b_N]
 
         (cosine_L,) = self._sums(along, 1, terms)
@@ -91,10 +96,10 @@ class Geometry:
         Vectors of length 0 are orthogonal to everything. Steps are rounded to the dtype where it holds them.
         """
         norms = [held(norm_L, self._dtype) for norm_L in self._norms(along)]
-        pairs = list(itertools.combinations(range(len(self._tensors)), 2))
+        pairs = list(itertools.combinations(range(len(self._sources)), 2))
 
         def terms(where: slice) -> list[Tensor]:
-            vectors = [tensor(where) for tensor in self._tensors]
+            vectors = self._vectors(where)
             return [_product(vectors[i], vectors[j]) for i, j in pairs]
 
         cosines = []
@@ -106,9 +111,23 @@ class Geometry:
 
     def _norms(self, along: Along) -> list[Tensor]:
         def terms(where: slice) -> list[Tensor]:
-            return [tensor(where).to(torch.float64).square() for tensor in self._tensors]
+            return [vector_N.to(torch.float64).square() for vector_N in self._vectors(where)]
 
-        return [square_L.sqrt() for square_L in self._sums(along, len(self._tensors), terms)]
+        return [square_L.sqrt() for square_L in self._sums(along, len(self._sources), terms)]
+
+    def _vectors(self, where: slice) -> list[Tensor]:
+        """Elements of the vectors as the dtype holds them."""
+        if self._base_N is None:
+            return [read(source_N[where], self._dtype) for source_N in self._sources]
+        return [task_vector(source_N[where], self._base_N[where], self._dtype) for source_N in self._sources]
+
+    def _exact(self, where: slice) -> list[Tensor]:
+        """Elements of the vectors, float64."""
+        wide = [read(source_N[where], self._dtype).to(torch.float64) for source_N in self._sources]
+        if self._base_N is None:
+            return wide
+        base_N = read(self._base_N[where], self._dtype).to(torch.float64)
+        return [source_N - base_N for source_N in wide]
 
     def _sums(self, along: Along, count: int, terms: Callable[[slice], list[Tensor]]) -> list[Tensor]:
         """The sums over each vector, float64 of shape (L,), of the ``count`` tensors that ``terms`` gives."""

@@ -131,22 +131,11 @@ class Preparation:
         """What ``find`` gives of the sources of ``job``, or of their task vectors, named ``what``."""
         key = (*what, job.sources, job.base, job.dtype)
         if key not in self._geometry:
-            self._geometry[key] = find(self._vectors(job))
+            assert job.dtype is not None
+            stored = [self.sources.tensor(source) for source in job.sources]
+            base_N = None if job.base is None else self.sources.tensor(job.base)
+            self._geometry[key] = find(Geometry(stored, base_N, job.shape, MERGE_DTYPES[job.dtype]))
         return self._geometry[key]
-
-    def _vectors(self, job: TensorJob) -> Geometry:
-        assert job.dtype is not None
-        dtype = MERGE_DTYPES[job.dtype]
-        if job.base is None:
-            tensors = [self._read(source, dtype) for source in job.sources]
-        else:
-            tensors = [self._delta(source, job.base, dtype) for source in job.sources]
-        return Geometry(tensors, job.shape, dtype)
-
-    def _read(self, source: TensorRef, dtype: torch.dtype) -> Callable[[Where], Tensor]:
-        """Elements of a source as ``dtype`` holds them."""
-        source_N = self.sources.tensor(source)
-        return lambda where: read(source_N[where], dtype)
 
     def _delta(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> Callable[[Where], Tensor]:
         """Elements of source - base as formed in ``dtype``."""

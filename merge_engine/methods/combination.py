@@ -12,7 +12,6 @@ from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group, Inputs
 from merge_engine.methods.rounding import read
-from merge_engine.methods.task_vectors import task_vector
 
 
 def combination(
@@ -24,13 +23,16 @@ def combination(
 ) -> Tensor:
     """sum_m c_m x_m, or base + sum_m c_m (x_m - base) where there is a base.
 
-    Coefficients are scalars or one number for each element. Added up in fp32.
+    Coefficients are scalars or one number for each element. Only the result is rounded to the merge dtype.
     """
-    vectors = [read(x_N, dtype) if base_N is None else task_vector(x_N, base_N, dtype) for x_N in sources]
-    mixed_N = vectors[0].to(torch.float32) * coefficients[0]
+    vectors = [read(source_N, dtype).to(torch.float32) for source_N in sources]
+    start_N = None if base_N is None else read(base_N, dtype).to(torch.float32)
+    if start_N is not None:
+        vectors = [vector_N - start_N for vector_N in vectors]
+    mixed_N = vectors[0] * coefficients[0]
     for m, vector_N in enumerate(vectors[1:], start=1):
-        mixed_N = mixed_N + vector_N.to(torch.float32) * coefficients[m]
-    return mixed_N if base_N is None else read(base_N, dtype).to(torch.float32) + mixed_N
+        mixed_N = mixed_N + vector_N * coefficients[m]
+    return mixed_N if start_N is None else start_N + mixed_N
 
 
 def combination_family(coefficients: Callable[[Inputs], Sequence[float]]) -> Family:

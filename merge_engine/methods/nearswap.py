@@ -12,7 +12,7 @@ from torch import Tensor
 from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.rounding import read, rounded
 
-_LEAST_DISTANCE = 1e-8
+_MOST = 1e8  # of 1 / distance, which float16 does not hold for all distances
 
 
 def nearswap(
@@ -21,8 +21,9 @@ def nearswap(
     """(1 - w) base + w x with w = t / |base - x|, but from 0 to 1: all of x where it is nearer than t."""
     (source_N,) = sources
     source_N, base_N = read(source_N, dtype), read(base_N, dtype)
-    distance_N = rounded(base_N - source_N, dtype).abs().to(torch.float32).clamp(min=_LEAST_DISTANCE)
-    share_N = rounded((t / distance_N).clamp(0.0, 1.0), dtype)
+    distance_N = rounded(base_N - source_N, dtype).abs().to(torch.float32)
+    nearness_N = rounded(1.0 / distance_N, dtype).to(torch.float32).clamp(max=_MOST)
+    share_N = rounded((nearness_N * t).clamp(0.0, 1.0), dtype)
     kept_N = rounded(rounded(1.0 - share_N, dtype) * base_N, dtype)
     return kept_N.to(torch.float32) + rounded(share_N * source_N, dtype).to(torch.float32)
 
