@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -11,11 +10,13 @@ from torch import Tensor
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import PlanError, Problem
 from merge_engine.groups import grouped
+from merge_engine.kept_tensors import KeptTensors
+from merge_engine.kernel_library import CompilePolicy
 from merge_engine.methods.family import Group
 from merge_engine.methods.table import FAMILIES
 from merge_engine.plan import Plan, TensorJob, TensorRef, make_plan
 from merge_engine.preparation import JobInputs, Preparation
-from merge_engine.runner import CompilePolicy, Runner
+from merge_engine.runner import Runner
 from merge_engine.source_tensors import SourceTensors
 from merge_engine.spec.recipe import Recipe
 from merge_engine.tensor_files import MERGE_DTYPES
@@ -37,6 +38,7 @@ class Engine:
         self._runner = Runner(device=device, policy=compile)
         self._device = device
         self._preparation = Preparation(seed, SourceTensors())
+        self._kept = KeptTensors()
 
     def check(self, recipe: Recipe) -> None:
         """Raise `PlanError` with every problem of ``recipe``, from the models' headers alone."""
@@ -57,32 +59,51 @@ class Engine:
             return self._preparation.sources.tensor(job.base or job.sources[0]).dtype
         return MERGE_DTYPES[job.out_dtype]
 
+    def keep(self, reference: str, dtype: str, *, layers_only: bool = False) -> None:
+        """Hold the tensors of a source model on the device, rounded to ``dtype``, from now on.
+
+        Where a result in that dtype has one of them unchanged, `stream` yields it itself, each time the same
+        tensor. Raises `CheckpointError`.
+        """
+        sources = self._preparation.sources
+        header = sources.header(reference)
+        main = sources.layer_names(header).main
+        names = main.names() if layers_only and main is not None else header.tensors
+        self._kept.add(sources, reference, names, MERGE_DTYPES[dtype], self._device)
+
     def stream(
         self, recipe: Recipe, into: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """The merged tensors by checkpoint name, ordered by layer.
 
         Where ``into`` has the name, the result is written to that tensor and it is what is yielded; otherwise
-        a new tensor of the recipe's dtype. Values are those of the recipe's ``out_dtype`` (or ``dtype``) in
+        a new tensor of the recipe's dtype, or one that is kept (`keep`). Values are those of the recipe's ``out_dtype`` (or ``dtype``) in
         either case. Raises `PlanError` before anything is written.
         """
         plan = self.plan(recipe)
         targets = {} if into is None else into
         _check_targets(plan, targets)
-        compiled = self._runner.compiles(sum(math.prod(job.shape) for job in plan.jobs))
         for group in grouped(plan.jobs):
+            kept = [
+                None if job.name in targets else self._kept.result(job, self.result_dtype(job))
+                for job in group
+            ]
+            if None not in kept:
+                yield from zip((job.name for job in group), kept)
+                continue
             merged = {job.name: targets[job.name] if job.name in targets else self._new(job) for job in group}
-            self._merge(group, list(merged.values()), compiled)
+            self._merge(group, list(merged.values()))
             yield from merged.items()
 
     def _new(self, job: TensorJob) -> Tensor:
         return torch.empty(job.shape, dtype=self.result_dtype(job), device=self._device)
 
     @torch.no_grad()
-    def _merge(self, jobs: Sequence[TensorJob], targets: Sequence[Tensor], compiled: bool) -> None:
+    def _merge(self, jobs: Sequence[TensorJob], targets: Sequence[Tensor]) -> None:
         job = jobs[0]
-        sources = [self._joined([other.sources[m] for other in jobs]) for m in range(len(job.sources))]
-        base_N = None if job.base is None else self._joined([other.base for other in jobs])
+        dtype = None if job.dtype is None else MERGE_DTYPES[job.dtype]
+        sources = [self._joined([other.sources[m] for other in jobs], dtype) for m in range(len(job.sources))]
+        base_N = None if job.base is None else self._joined([other.base for other in jobs], dtype)
         if job.dtype is None or job.out_dtype is None:
             merged_N = sources[0] if base_N is None else base_N
         else:
@@ -90,14 +111,20 @@ class Engine:
             merged_N = self._place(targets, dtypes[1])
             family = FAMILIES[job.method]
             inputs = [JobInputs(job=other, preparation=self._preparation) for other in jobs]
-            compiled = compiled and all(tensor.can_compile for tensor in inputs)
+            can_compile = all(tensor.can_compile for tensor in inputs)
             for call in family.calls(Group(tensors=inputs)):
-                self._runner.run(family.kernel, call, merged_N, sources, base_N, dtypes, compiled=compiled)
+                self._runner.run(
+                    family.kernel, call, merged_N, sources, base_N, dtypes, can_compile=can_compile
+                )
         _distribute(merged_N, targets)
 
-    def _joined(self, refs: Sequence[TensorRef | None]) -> Tensor:
-        """The stored tensors end to end: a single one as it is."""
-        tensors = [self._preparation.sources.tensor(ref) for ref in refs if ref is not None]
+    def _joined(self, refs: Sequence[TensorRef | None], dtype: torch.dtype | None) -> Tensor:
+        """The stored tensors, or what is kept of them in ``dtype``, end to end: a single one as it is."""
+        tensors = [
+            self._preparation.sources.tensor(ref) if (kept := self._kept.flat(ref, dtype)) is None else kept
+            for ref in refs
+            if ref is not None
+        ]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
     def _place(self, targets: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

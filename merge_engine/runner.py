@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 import functools
-import os
-import shutil
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import GROUP_ELEMENTS, SHORT_ELEMENTS, Argument, Call, Kernel
-from merge_engine.methods.rounding import rounded
+from merge_engine.cache_folder import cache_folder
+from merge_engine.compile_kernel import INDUCTOR_OPTIONS, write
+from merge_engine.kernel_library import CompilePolicy, KernelLibrary
+from merge_engine.kernel_variants import Variant, flatten
+from merge_engine.methods.family import GROUP_ELEMENTS, Argument, Call, Kernel
 
-CompilePolicy = Literal["auto", "always", "never"]
+Dtypes = tuple[torch.dtype, torch.dtype]
 
 PIECE_ELEMENTS = 2**15  # eager: some ten fp32 temporaries of this size stay in a core's cache
-COMPILED_RUN_ELEMENTS = (
-    2**13
-)  # a call of a compiled kernel costs some 150 us, as much as so many elements eagerly
-COMPILE_FROM_ELEMENTS = (
-    50_000_000  # compiling takes 5-20 s once, and saves about 30 ns per element and candidate
-)
+EAGER_RUN_ELEMENTS = 2**20  # then look whether the kernel has been compiled meanwhile
+COMPILED_FROM_ELEMENTS = 2**12  # a call of a compiled kernel costs some 20 us, as much as so many eagerly
+COMPILED_RUN_ELEMENTS = 2**21  # other threads wait for the end of a call
+DEVICE_FROM_ELEMENTS = 2**20  # on an accelerator compiling is worth it for long tensors,
+DEVICE_RUN_ELEMENTS = 2**24  # and launching costs more than temporaries
 
-# Rounding must stay where the kernels put it, and a product must not be fused into a sum.
-_INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
-    "emulate_precision_casts": True,
-    "cpp.enable_floating_point_contract_flag": "off",
-}
-_VARIANTS = 64  # numbers of models, dtypes and switches for which one kernel may be compiled
+_VARIANTS = 64  # numbers of models, dtypes and switches for which one kernel may be compiled on a device
 
 
 class Runner:
     """Writes merged tensors. Compiled and eager runs give the same bits."""
 
     def __init__(self, *, device: str, policy: CompilePolicy) -> None:
-        if policy not in ("auto", "always", "never"):
-            raise ValueError(f"compile={policy!r}: expected 'auto', 'always' or 'never'")
         self._device = torch.device(device)
         self._policy = policy
-
-    def compiles(self, elements: int) -> bool:
-        """Whether a model of so many elements is merged with compiled kernels."""
-        if self._policy == "auto":
-            return elements >= COMPILE_FROM_ELEMENTS and (self._device.type != "cpu" or has_compiler())
-        return self._policy == "always"
+        self._library = KernelLibrary(policy, cache_folder() / "kernels")
 
     def run(
         self,
@@ -54,70 +43,105 @@ class Runner:
         out_N: Tensor,
         sources: Sequence[Tensor],
         base_N: Tensor | None,
-        dtypes: tuple[torch.dtype, torch.dtype],
+        dtypes: Dtypes,
         *,
-        compiled: bool,
+        can_compile: bool,
     ) -> None:
         """Merge elements [call.start, call.stop) into ``out_N``. All tensors are flat and of one length.
 
         ``dtypes``: the merge dtype and the dtype of the result, to which values are rounded even where
         ``out_N`` could hold more.
         """
-        length = call.stop - call.start
-        compiled = compiled and out_N.numel() >= SHORT_ELEMENTS and length >= COMPILED_RUN_ELEMENTS
-        step = length if compiled or length <= GROUP_ELEMENTS else PIECE_ELEMENTS
-        write, cut = (_compiled(kernel), _unviewed) if compiled else (functools.partial(_write, kernel), _cut)
-        arguments = self._moved(call.arguments)
-        for start in range(call.start, call.stop, max(step, 1)):
-            stop = min(start + step, call.stop)
-            write(
-                cut(out_N, start, stop),
-                tuple(self._moved(cut(source_N, start, stop)) for source_N in sources),
-                None if base_N is None else self._moved(cut(base_N, start, stop)),
-                torch.tensor(start - call.start, dtype=torch.int32, device=self._device),
-                dtypes,
-                arguments,
-            )
+        inputs = _Inputs(kernel, call, out_N, tuple(sources), base_N, dtypes)
+        can_compile = can_compile and call.compiles
+        if self._device.type == "cpu":
+            self._run_on_cpu(inputs, can_compile)
+        else:
+            self._run_on_device(inputs, can_compile)
+
+    def _run_on_cpu(self, inputs: _Inputs, can_compile: bool) -> None:
+        call = inputs.call
+        variant = inputs.variant() if can_compile and inputs.length >= COMPILED_FROM_ELEMENTS else None
+        start = call.start
+        while start < call.stop:
+            compiled = None if variant is None else self._library.find(variant)
+            if compiled is not None:
+                stop = min(start + COMPILED_RUN_ELEMENTS, call.stop)
+                compiled(flatten((inputs.first(start), inputs.tensors(start, stop))))
+            else:
+                stop = min(start + EAGER_RUN_ELEMENTS, call.stop)
+                began_s = time.perf_counter()
+                self._run_eagerly(inputs, start, stop)
+                if variant is not None:
+                    self._library.spent(variant, time.perf_counter() - began_s)
+            start = stop
+
+    def _run_eagerly(self, inputs: _Inputs, start: int, stop: int) -> None:
+        step = inputs.length if inputs.length <= GROUP_ELEMENTS else PIECE_ELEMENTS
+        for begin in range(start, stop, max(step, 1)):
+            out_N, sources, base_N, arguments = inputs.tensors(begin, min(begin + step, stop))
+            write(inputs.kernel, out_N, sources, base_N, inputs.first(begin), inputs.dtypes, arguments)
+
+    def _run_on_device(self, inputs: _Inputs, can_compile: bool) -> None:
+        call = inputs.call
+        worth = self._policy == "always" or inputs.length >= DEVICE_FROM_ELEMENTS
+        compiled = can_compile and worth and self._policy != "never"
+        merge = _compiled(inputs.kernel) if compiled else functools.partial(write, inputs.kernel)
+        for start in range(call.start, call.stop, DEVICE_RUN_ELEMENTS):
+            out_N, *rest = inputs.tensors(start, min(start + DEVICE_RUN_ELEMENTS, call.stop))
+            sources, base_N, arguments = self._moved(tuple(rest))
+            merge(out_N, sources, base_N, self._moved(inputs.first(start)), inputs.dtypes, arguments)
 
     def _moved(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(self._device)
-        return tuple(self._moved(entry) for entry in value) if isinstance(value, tuple) else value
+        return tuple(map(self._moved, value)) if isinstance(value, (tuple, list)) else value
 
 
-def has_compiler() -> bool:
-    """Whether `torch.compile` finds a C++ compiler here."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+class _Inputs:
+    """What a kernel is run on, to be cut into pieces."""
 
+    def __init__(
+        self,
+        kernel: Kernel,
+        call: Call,
+        out_N: Tensor,
+        sources: tuple[Tensor, ...],
+        base_N: Tensor | None,
+        dtypes: Dtypes,
+    ) -> None:
+        self.kernel = kernel
+        self.call = call
+        self.dtypes = dtypes
+        self._tensors = out_N, sources, base_N
 
-def _write(
-    kernel: Kernel,
-    out_N: Tensor,
-    sources: Sequence[Tensor],
-    base_N: Tensor | None,
-    first: Tensor,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    arguments: tuple[Argument, ...],
-) -> None:
-    dtype, out_dtype = dtypes
-    merged_N = kernel(sources, base_N, first, dtype, *arguments)
-    if out_dtype != dtype or out_N.dtype != dtype:
-        merged_N = rounded(rounded(merged_N, dtype), out_dtype)
-    out_N.copy_(merged_N)
+    @property
+    def length(self) -> int:
+        return self.call.stop - self.call.start
+
+    def variant(self) -> Variant:
+        out_N = self._tensors[0]
+        return Variant.of(self.kernel, (*self._tensors, self.call.arguments), out_N.numel(), self.dtypes)
+
+    def first(self, start: int) -> Tensor:
+        """The place of element ``start`` in the call, as kernels take it."""
+        return torch.tensor(start - self.call.start, dtype=torch.int32)
+
+    def tensors(
+        self, start: int, stop: int
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None, tuple[Argument, ...]]:
+        """Elements [start, stop) of result, sources and base, and the arguments as they are."""
+        out_N, sources, base_N = self._tensors
+        return (
+            out_N[start:stop],
+            tuple([source_N[start:stop] for source_N in sources]),
+            None if base_N is None else base_N[start:stop],
+            self.call.arguments,
+        )
 
 
 @functools.cache
 def _compiled(kernel: Kernel) -> Callable[..., None]:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    write = functools.partial(_write, kernel)
-    return torch.compile(write, dynamic=True, fullgraph=True, options=_INDUCTOR_OPTIONS)
-
-
-def _cut(x_N: Tensor, start: int, stop: int) -> Tensor:
-    return x_N[start:stop]
-
-
-def _unviewed(x_N: Tensor, start: int, stop: int) -> Tensor:
-    """Elements [start, stop) of a flat tensor over the same storage, but no view, which dynamo tracks."""
-    piece = torch.empty(0, dtype=x_N.dtype, device=x_N.device)
-    return piece.set_(x_N.untyped_storage(), x_N.storage_offset() + start, (stop - start,), (1,))
+    merge = functools.partial(write, kernel)
+    return torch.compile(merge, dynamic=True, fullgraph=True, options=INDUCTOR_OPTIONS)

@@ -15,6 +15,7 @@ from torch import Tensor
 from merge_engine import groups, magnitudes, runner
 from merge_engine.engine import Engine
 from merge_engine.errors import PlanError
+from merge_engine.kernel_library import has_compiler
 from merge_engine.methods import family
 from merge_engine.spec.methods import METHODS
 from merge_engine.spec.recipe import Recipe, parse_recipe
@@ -137,6 +138,7 @@ def test_pieces_and_blocks_do_not_show(
         monkeypatch.setattr(module, "SHORT_ELEMENTS", 100, raising=False)
         monkeypatch.setattr(module, "GROUP_ELEMENTS", 150, raising=False)
     monkeypatch.setattr(runner, "PIECE_ELEMENTS", 77)
+    monkeypatch.setattr(runner, "EAGER_RUN_ELEMENTS", 154)
     monkeypatch.setattr(magnitudes, "_SMALL_BLOCK", 100)
     assert same(merged(Engine(), job), whole)
 
@@ -164,7 +166,7 @@ torch.save(dict(Engine(seed=5).stream(job)), {str(tmp_path / "out.pt")!r})
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not runner.has_compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("method", METHODS)
@@ -173,7 +175,7 @@ def test_compiled_kernels_give_the_bits_of_eager_ones(
 ) -> None:
     for module in (family, groups, runner):
         monkeypatch.setattr(module, "SHORT_ELEMENTS", 200, raising=False)
-    monkeypatch.setattr(runner, "COMPILED_RUN_ELEMENTS", 20)
+    monkeypatch.setattr(runner, "COMPILED_FROM_ELEMENTS", 20)
     extra = {
         name: value
         for name, value in {"lambda": 0.7, "rescale": True}.items()
@@ -184,7 +186,7 @@ def test_compiled_kernels_give_the_bits_of_eager_ones(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not runner.has_compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
 def test_extreme_weights_give_no_nan_compiled_or_not(
@@ -192,7 +194,7 @@ def test_extreme_weights_give_no_nan_compiled_or_not(
 ) -> None:
     for module in (family, groups, runner):
         monkeypatch.setattr(module, "SHORT_ELEMENTS", 200, raising=False)
-    monkeypatch.setattr(runner, "COMPILED_RUN_ELEMENTS", 20)
+    monkeypatch.setattr(runner, "COMPILED_FROM_ELEMENTS", 20)
     huge, tiny = 2.0**120, 2.0**-133  # what gains and weights leave in bfloat16, and the smallest there is
     models = _extreme_models(tmp_path, [huge, -huge, 2.0**111, 2.0**-126, tiny, -tiny, 0.0, 1.0])
     job = recipe(method, models, normalize=True)
@@ -213,19 +215,6 @@ def _extreme_models(folder: Path, values: list[float]) -> list[str]:
             tensors[key].view(-1)[: len(values)] = chosen
         references.append(str(toy.save(folder / name, settings, tensors)))
     return references
-
-
-def test_compiling_pays_only_for_large_models_where_there_is_a_compiler(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    auto = runner.Runner(device="cpu", policy="auto")
-    monkeypatch.setattr(runner, "has_compiler", lambda: True)
-    assert auto.compiles(500_000_000)
-    assert not auto.compiles(1_600_000)
-    monkeypatch.setattr(runner, "has_compiler", lambda: False)
-    assert not auto.compiles(500_000_000)
-    with pytest.raises(ValueError, match="expected 'auto', 'always' or 'never'"):
-        Engine(compile="sometimes")  # type: ignore[arg-type]
 
 
 def test_integer_tensors_are_copied_from_the_base(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Compiled kernels: those an earlier process left, or made by a process of their own while work goes on.
+
+Compiling costs a constant, running eagerly a sum that grows: a kernel is compiled once it has run eagerly for
+some seconds, so that short work never waits for a compiler and long work hardly notices the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Literal
+
+import torch
+
+from merge_engine.kernel_variants import Variant
+
+CompilePolicy = Literal["auto", "always", "never"]
+Compiled = Callable[..., object]
+
+PATIENCE_S = 3.0  # of eager work before a kernel is compiled, which takes 10-20 s of another core
+_log = logging.getLogger(__name__)
+
+
+class KernelLibrary:
+    """Compiled kernels for the CPU by variant.
+
+    policy: ``auto`` compiles in the background what pays, ``always`` compiles before the first use (as tests
+    want it), ``never`` neither compiles nor loads.
+    folder: where libraries are kept, for this user alone.
+    """
+
+    def __init__(self, policy: CompilePolicy, folder: Path) -> None:
+        if policy not in ("auto", "always", "never"):
+            raise ValueError(f"compile={policy!r}: expected 'auto', 'always' or 'never'")
+        self._policy = policy
+        self._folder = folder
+        self._entries: dict[Variant, _Entry] = {}
+
+    def find(self, variant: Variant) -> Compiled | None:
+        """The compiled kernel if it is there by now; it takes what `compile_kernel.build` says."""
+        if self._policy == "never":
+            return None
+        entry = self._entries.get(variant)
+        if entry is None:
+            entry = self._entries[variant] = _Entry(self._load(variant))
+            if entry.compiled is None and self._policy == "always":
+                self._build_here(variant, entry)
+        if entry.build is not None and entry.build.poll() is not None:
+            self._take(variant, entry, entry.build)
+        return entry.compiled
+
+    def spent(self, variant: Variant, eager_s: float) -> None:
+        """Account for time in which the kernel ran eagerly, and have it compiled once that pays."""
+        entry = self._entries.get(variant)
+        if entry is None or entry.compiled is not None or entry.is_hopeless:
+            return
+        entry.eager_s += eager_s
+        if entry.eager_s >= PATIENCE_S and entry.build is None:
+            self._start(variant, entry)
+
+    def _load(self, variant: Variant) -> Compiled | None:
+        file = self._folder / variant.file_name()
+        if not file.is_file() or not _is_ours(file):
+            return None
+        library = torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1)
+        run: Callable[..., object] = library.run
+        return run
+
+    def _build_here(self, variant: Variant, entry: _Entry) -> None:
+        from merge_engine.compile_kernel import build
+
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        build(variant, self._folder / variant.file_name())
+        entry.compiled = self._load(variant)
+
+    def _start(self, variant: Variant, entry: _Entry) -> None:
+        """Start the compiler. It ends with this process at the latest."""
+        if not has_compiler():
+            entry.is_hopeless = True
+            return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        entry.output = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115
+        with tempfile.TemporaryFile(mode="w+", encoding="utf-8") as text:
+            text.write(variant.to_json())
+            text.seek(0)
+            entry.build = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "merge_engine.compile_kernel",
+                    str(self._folder / variant.file_name()),
+                ],
+                stdin=text,
+                stdout=subprocess.DEVNULL,
+                stderr=entry.output,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                start_new_session=True,
+            )
+        weakref.finalize(self, _end, entry.build)
+
+    def _take(self, variant: Variant, entry: _Entry, build: subprocess.Popen[bytes]) -> None:
+        entry.build = None
+        entry.compiled = self._load(variant)
+        if entry.compiled is None:
+            entry.is_hopeless = True
+            assert entry.output is not None
+            entry.output.seek(0)
+            reason = entry.output.read().strip().splitlines()[-1:] or ["no message"]
+            _log.warning(
+                "%s could not be compiled (status %s: %s); merging goes on without",
+                variant.kernel,
+                build.returncode,
+                reason[0],
+            )
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What is known about one variant."""
+
+    compiled: Compiled | None
+    eager_s: float = 0.0
+    build: subprocess.Popen[bytes] | None = None
+    output: IO[str] | None = field(default=None, repr=False)
+    is_hopeless: bool = False
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler that torch's would find here."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def _is_ours(file: Path) -> bool:
+    """A library is code: only this user may have written it."""
+    return not hasattr(os, "getuid") or all(path.stat().st_uid == os.getuid() for path in (file, file.parent))
+
+
+def _end(build: subprocess.Popen[bytes]) -> None:
+    if build.poll() is None:
+        os.killpg(build.pid, signal.SIGTERM)
+        build.wait()
