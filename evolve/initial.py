@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evolve.space import SearchSpace
 from genome.box import Vector
+from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import MergeError, PlanError, Problem, RecipeError
+from merge_engine.plan import make_plan
+from merge_engine.sources import open_source
 from merge_engine.spec.recipe import Recipe, parse_recipe
 from merge_engine.spec.yaml_io import load_yaml
 
@@ -25,11 +28,12 @@ class InitialRecipe:
 
 
 def read_initial(
-    files: Sequence[str], problems: list[Problem], check: Callable[[Recipe], None]
+    files: Sequence[str], headers: Mapping[str, CheckpointHeader], problems: list[Problem]
 ) -> tuple[tuple[str, Recipe], ...]:
     """The recipes in ``files``; what is wrong with them, with file and key, goes to ``problems``.
 
-    ``check`` raises a `MergeError` for a recipe whose models cannot be merged.
+    Their models need not be those of the search, whose ``headers`` are at hand, but they have to be there and
+    to fit together.
     """
     found: list[tuple[str, Recipe]] = []
     for number, file in enumerate(files):
@@ -39,7 +43,7 @@ def read_initial(
             continue
         try:
             recipe = parse_recipe(load_yaml(Path(file).read_text(encoding="utf-8")))
-            check(recipe)
+            make_plan(recipe, lambda reference: headers.get(reference) or open_source(reference))
             found.append((file, recipe))
         except (OSError, UnicodeDecodeError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evolve.errors import EvolveError
+from evolve.initial import InitialRecipe, place_initial, read_initial
 from evolve.options import SearchOptions
 from evolve.search_models import (
+    as_named,
     fit_problems,
     model_dtype,
     model_facts,
@@ -57,6 +59,7 @@ class Ready:
     space: Space
     suite: SuiteSpec
     headers: Mapping[str, CheckpointHeader]
+    initial: tuple[InitialRecipe, ...]
     max_fevals: int
     time_limit_s: float | None
 
@@ -73,19 +76,25 @@ class Ready:
         return given or model_dtype(self.headers[self.pattern])
 
 
-def inspect(options: SearchOptions) -> Ready:
+def inspect(
+    options: SearchOptions, text: str | None = None, locate: Callable[[str], str] = as_named
+) -> Ready:
     """Check everything that can be known before a worker starts.
+
+    Args:
+        text: the search file of one stage; None reads the file that ``options`` name.
+        locate: where to look for a model, for those that are not there under their own names yet.
 
     Raises:
         PreflightError: with all problems of the search file, the models, the tasks and the options.
     """
-    text = read_search_file(options.search_file)
+    text = read_search_file(options.search_file) if text is None else text
     problems = list(_option_problems(options))
     search_file = _parse(text, problems)
     data = _plain(text)
     problems += _task_problems(_named_tasks(data), options)
     models = named_models(data)
-    headers = open_models(models, problems)
+    headers = open_models(models, problems, locate)
     if search_file is not None and len(headers) == len({reference for _, reference in models}):
         problems += fit_problems(search_file, headers)
     if search_file is None:
@@ -93,6 +102,7 @@ def inspect(options: SearchOptions) -> Ready:
     if not options.allow_benchmarks:
         problems += benchmark_problems(search_file)
     problems += _chat_template_problems(search_file, headers)
+    recipes = read_initial(search_file.initial, headers, problems)
     space = None if problems else _space(search_file, headers, problems)
     if space is None:
         raise PreflightError(options.search_file, problems)
@@ -103,6 +113,7 @@ def inspect(options: SearchOptions) -> Ready:
         space=space,
         suite=suite_spec(search_file, options),
         headers=headers,
+        initial=place_initial(recipes, space),
         max_fevals=options.max_fevals or budget.candidates or DEFAULT_MAX_FEVALS,
         time_limit_s=options.timeout_s or (None if budget.hours is None else budget.hours * 3600),
     )

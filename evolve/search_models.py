@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from genome.facts import ModelFacts
@@ -55,8 +55,15 @@ def _texts(value: object, where: str) -> Iterator[tuple[str, object]]:
         yield where, value
 
 
-def open_models(named: Sequence[tuple[str, str]], problems: list[Problem]) -> dict[str, CheckpointHeader]:
-    """The headers of all models that can be opened, by reference.
+def as_named(reference: str) -> str:
+    """Where a model is looked for: under its own name."""
+    return reference
+
+
+def open_models(
+    named: Sequence[tuple[str, str]], problems: list[Problem], locate: Callable[[str], str] = as_named
+) -> dict[str, CheckpointHeader]:
+    """The headers of all models that can be opened, by reference; ``locate`` says where one is looked for.
 
     Hub models are fetched, and adapters merged into their models, only if nothing is wrong yet.
     """
@@ -64,10 +71,11 @@ def open_models(named: Sequence[tuple[str, str]], problems: list[Problem]) -> di
     for where, reference in named:
         if reference in headers:
             continue
-        if problems and not Path(reference).exists() and ("+" in reference or _may_be_on_hub(reference)):
+        place = locate(reference)
+        if problems and not Path(place).exists() and ("+" in place or _may_be_on_hub(place)):
             continue
         try:
-            headers[reference] = open_source(reference)
+            headers[reference] = open_source(place)
         except CheckpointError as error:
             problems.append(Problem(where, str(error), "name a Hugging Face model folder or a hub id"))
     return headers
