@@ -28,13 +28,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Layouts:
+    """Candidates are put together from layers, up to ``most_layers`` of them.
+
+    ``models``: those whose layers every worker holds in memory, once; of the first one all tensors.
+    """
+
+    most_layers: int
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatorSpec:
     """All that a worker needs to know; picklable, and an `evolve.evaluator.EvaluatorFactory`.
 
     ``model``: the reference (folder or hub id) whose config every candidate has, and whose tokenizer, unless
     the recipes say which. ``dtype``: of the resident weights. ``batch_size``: None takes what fits the
     worker's memory. ``probe``: a recipe, as plain data, that is scored once to warm up and to measure a
-    candidate's time.
+    candidate's time. ``layouts``: where candidates differ in their layers, how; None: all are as deep as the
+    model.
     """
 
     model: str
@@ -44,6 +56,7 @@ class EvaluatorSpec:
     probe: Mapping[str, Any]
     batch_size: int | None = None
     trust_remote_code: bool = False
+    layouts: Layouts | None = None
 
     def __call__(self, context: WorkerContext) -> MergeEvaluator:
         return MergeEvaluator(self, context)
@@ -75,6 +88,9 @@ class MergeEvaluator:
         torch.set_num_threads(self._context.threads)
         self._engine = Engine(seed=self._spec.seed, device=self._context.device)
         self._prototype, self._names = self._resident_model()
+        if self._spec.layouts is not None:
+            for place, model in enumerate(self._spec.layouts.models):
+                self._engine.keep(model, self._spec.dtype, layers_only=place > 0)
         self._backend = self._new_backend(self._spec.batch_size)
         self._load(self._spec.probe)  # the first merge also prepares the sources
         started = time.perf_counter()
@@ -145,6 +161,7 @@ class MergeEvaluator:
             device=self._context.device,
             batch_size=batch_size,
             memory_bytes=_share_bytes(self._context),
+            most_layers=None if self._spec.layouts is None else self._spec.layouts.most_layers,
             checkpoint_names=self._names,
             trust_remote_code=self._spec.trust_remote_code,
         )
