@@ -6,23 +6,28 @@ checked once and kept (`genome.skeleton`). The values of parameters are then onl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from genome.baselines import Baseline
 from genome.box import Box, Kind, Vector
-from genome.errors import RefusedRecipe, SearchFileError
+from genome.equivalence import same_merge
+from genome.errors import RefusedRecipe, SearchFileError, VectorError
 from genome.facts import ModelFacts
 from genome.holes import Choose, Node, Search
+from genome.matching import structures
+from genome.reading import read_places
 from genome.resolve import settle
 from genome.skeleton import Skeleton
 from genome.template import Template
 from genome.template_baselines import Compared, TemplateBaselines
 from genome.variables import Described, find_variables, value_at
 from merge_engine.errors import Problem
-from merge_engine.spec import Recipe, Scalar
+from merge_engine.spec import Recipe, Scalar, recipe_data
 
 _KEPT_SKELETONS = 64
+_MOST_STRUCTURES = 256  # that are tried for a recipe
 
 
 class TemplateSpace:
@@ -80,8 +85,33 @@ class TemplateSpace:
         return self._skeleton(self._structure_at(places)).fill(self._values(places))
 
     def encode(self, recipe: Recipe) -> Vector | None:
-        """See `genome.space.Space.encode`."""
+        """A vector that decodes to the same merge as ``recipe``, or None where none was found.
+
+        The numbers come back exactly, but for those on a logarithmic scale and nodes of gradients that the
+        recipe only shows at the layers. Variables that have no effect on the recipe are at their start.
+        """
+        data = recipe_data(recipe)
+        for places in itertools.islice(structures(self._template, data), _MOST_STRUCTURES):
+            try:
+                vector = self._read(places, data)
+                if vector is not None and same_merge(self.decode(vector), recipe, self._facts):
+                    return vector
+            except RefusedRecipe:
+                continue
         return None
+
+    def _read(self, structure: Mapping[str, int], data: Mapping[str, object]) -> Vector | None:
+        """The vector of this structure with the numbers in ``data``; None where they are out of bounds."""
+        vector = self.start.copy()
+        for key, place in structure.items():
+            vector[self._columns[key].indices[0]] = place
+        skeleton = self._skeleton(self._structure_at(vector.tolist()))
+        for index, coordinate in read_places(skeleton.written, data).items():
+            vector[index] = coordinate
+        try:
+            return self._box.settled(vector)
+        except VectorError:
+            return None
 
     def contains(self, vector: Vector) -> bool:
         """Whether the vector lies within the bounds, on whole numbers where it has to."""

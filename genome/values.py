@@ -71,9 +71,14 @@ def varies_by_layer(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """The value of a parameter that a candidate's numbers go into: ``holes`` are those in it."""
+    """The value of a parameter that a candidate's numbers go into.
+
+    ``value``: plain data with leaves, for ``layers``. ``holes``: its leaves.
+    """
 
     write: Writer
+    value: Any
+    layers: Layers
     holes: tuple[Leaf, ...]
 
 
@@ -86,7 +91,9 @@ class Pool:
 
     def written(self, value: object, layers: Layers) -> Written:
         """The value (plain data with leaves) in these layers."""
-        return Written(write=self._writer(value, layers), holes=tuple(leaves(value)))
+        return Written(
+            write=self._writer(value, layers), value=value, layers=layers, holes=tuple(leaves(value))
+        )
 
     def _writer(self, value: object, layers: Layers) -> Writer:
         if isinstance(value, Leaf):

@@ -96,14 +96,22 @@ def test_other_recipes_have_no_vector() -> None:
     built = space()
     other = space(merge_method="task_arithmetic").decode(space(merge_method="task_arithmetic").start)
     assert built.encode(other) is None
-    assert built.encode(BUILT["ties in steps"].decode(BUILT["ties in steps"].start)) is None
-    assert BUILT["ties in steps"].encode(built.decode(built.start)) is None
+    steps = BUILT["ties in steps"]
+    assert built.encode(steps.decode(np.linspace(0.1, 1.0, len(steps.start)))) is None
     assert built.encode(space(dtype="float32").decode(built.start)) is None
     assert (
         built.encode(space(bounds={"weight": [2, 3]}).decode(space(bounds={"weight": [2, 3]}).start)) is None
     )
+    assert space(models=["a", "b"]).encode(built.decode(built.start)) is None
     three = BUILT["slerp of three"]
     assert three.encode(three.decode(three.start)) is None
+
+
+def test_a_recipe_over_whole_models_is_found_among_slices_and_filters() -> None:
+    steps = BUILT["ties in steps with filters"]
+    vector = steps.encode(space(tokenizer_source="base").decode(np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])))
+    assert vector is not None
+    assert vector.reshape(-1, 6).tolist() == [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]] * 8
 
 
 def test_one_set_for_all_layers_is_a_recipe_over_whole_models() -> None:
