@@ -9,15 +9,15 @@ from torch import Tensor
 
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import PlanError, Problem
-from merge_engine.groups import grouped
+from merge_engine.groups import grouped, with_next
 from merge_engine.kept_tensors import KeptTensors
 from merge_engine.kernel_library import CompilePolicy
 from merge_engine.methods.family import Group
 from merge_engine.methods.table import FAMILIES
 from merge_engine.plan import Plan, TensorJob, TensorRef, make_plan
-from merge_engine.preparation import JobInputs, Preparation
+from merge_engine.preparation import JobInputs
 from merge_engine.runner import Runner
-from merge_engine.source_tensors import SourceTensors
+from merge_engine.source_memory import Kept, Passing
 from merge_engine.spec.recipe import Recipe
 from merge_engine.tensor_files import MERGE_DTYPES
 
@@ -31,13 +31,17 @@ class Engine:
 
     seed: root of the random methods (dare_*).
     device: where kernels run.
-    compile: ``auto`` compiles kernels for models from 50 M elements where a C++ compiler is found.
+    compile: ``auto`` compiles kernels in the background where that pays (`merge_engine.kernel_library`).
+    once: nothing is kept between recipes, and of the sources only what is being merged is in memory: for
+    models of any size.
     """
 
-    def __init__(self, *, seed: int = 0, device: str = "cpu", compile: CompilePolicy = "auto") -> None:
+    def __init__(
+        self, *, seed: int = 0, device: str = "cpu", compile: CompilePolicy = "auto", once: bool = False
+    ) -> None:
         self._runner = Runner(device=device, policy=compile)
         self._device = device
-        self._preparation = Preparation(seed, SourceTensors())
+        self._memory = Passing(seed) if once else Kept(seed)
         self._kept = KeptTensors()
 
     def check(self, recipe: Recipe) -> None:
@@ -46,17 +50,17 @@ class Engine:
 
     def plan(self, recipe: Recipe) -> Plan:
         """What `stream` will do. Raises `PlanError`."""
-        sources = self._preparation.sources
+        sources = self._memory.preparation.sources
         return make_plan(recipe, sources.header, sources.layer_names, sources.alignment)
 
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a source model, opened once. Raises `CheckpointError`."""
-        return self._preparation.sources.header(reference)
+        return self._memory.preparation.sources.header(reference)
 
     def result_dtype(self, job: TensorJob) -> torch.dtype:
         """The dtype of a merged tensor as it is streamed when no resident tensor takes it."""
         if job.out_dtype is None:
-            return self._preparation.sources.tensor(job.base or job.sources[0]).dtype
+            return self._memory.preparation.sources.tensor(job.base or job.sources[0]).dtype
         return MERGE_DTYPES[job.out_dtype]
 
     def keep(self, reference: str, dtype: str, *, layers_only: bool = False) -> None:
@@ -65,7 +69,7 @@ class Engine:
         Where a result in that dtype has one of them unchanged, `stream` yields it itself, each time the same
         tensor. Raises `CheckpointError`.
         """
-        sources = self._preparation.sources
+        sources = self._memory.preparation.sources
         header = sources.header(reference)
         main = sources.layer_names(header).main
         names = main.names() if layers_only and main is not None else header.tensors
@@ -77,23 +81,35 @@ class Engine:
         """The merged tensors by checkpoint name, ordered by layer.
 
         Where ``into`` has the name, the result is written to that tensor and it is what is yielded; otherwise
-        a new tensor of the recipe's dtype, or one that is kept (`keep`). Values are those of the recipe's ``out_dtype`` (or ``dtype``) in
-        either case. Raises `PlanError` before anything is written.
+        a new tensor of the recipe's dtype, or one that is kept (`keep`). Values are those of the recipe's
+        ``out_dtype`` (or ``dtype``) in any case. Raises `PlanError` before anything is written.
         """
         plan = self.plan(recipe)
         targets = {} if into is None else into
         _check_targets(plan, targets)
-        for group in grouped(plan.jobs):
-            kept = [
-                None if job.name in targets else self._kept.result(job, self.result_dtype(job))
-                for job in group
-            ]
-            if None not in kept:
-                yield from zip((job.name for job in group), kept)
-                continue
-            merged = {job.name: targets[job.name] if job.name in targets else self._new(job) for job in group}
-            self._merge(group, list(merged.values()))
-            yield from merged.items()
+        with self._memory.reading() as read_ahead:
+            for group, following in with_next(grouped(plan.jobs)):
+                read_ahead(following)
+                yield from self._results(group, targets)
+
+    def _results(
+        self, group: Sequence[TensorJob], targets: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        results = self._unchanged(group, targets)
+        if len(results) < len(group):
+            results = {
+                job.name: targets[job.name] if job.name in targets else self._new(job) for job in group
+            }
+            self._merge(group, list(results.values()))
+            self._memory.forget()
+        for name in list(results):
+            yield name, results.pop(name)  # nothing here holds on to what was handed out
+
+    def _unchanged(self, jobs: Sequence[TensorJob], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The results that are kept source tensors as they stand, and have no target."""
+        free = [job for job in jobs if job.name not in targets]
+        found = {job.name: self._kept.result(job, self.result_dtype(job)) for job in free}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _new(self, job: TensorJob) -> Tensor:
         return torch.empty(job.shape, dtype=self.result_dtype(job), device=self._device)
@@ -110,7 +126,7 @@ class Engine:
             dtypes = MERGE_DTYPES[job.dtype], MERGE_DTYPES[job.out_dtype]
             merged_N = self._place(targets, dtypes[1])
             family = FAMILIES[job.method]
-            inputs = [JobInputs(job=other, preparation=self._preparation) for other in jobs]
+            inputs = [JobInputs(job=other, preparation=self._memory.preparation) for other in jobs]
             can_compile = all(tensor.can_compile for tensor in inputs)
             for call in family.calls(Group(tensors=inputs)):
                 self._runner.run(
@@ -121,7 +137,9 @@ class Engine:
     def _joined(self, refs: Sequence[TensorRef | None], dtype: torch.dtype | None) -> Tensor:
         """The stored tensors, or what is kept of them in ``dtype``, end to end: a single one as it is."""
         tensors = [
-            self._preparation.sources.tensor(ref) if (kept := self._kept.flat(ref, dtype)) is None else kept
+            self._memory.preparation.sources.tensor(ref)
+            if (kept := self._kept.flat(ref, dtype)) is None
+            else kept
             for ref in refs
             if ref is not None
         ]
