@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.geometry import Along, Geometry
+from merge_engine.importance import Importance, importance
 from merge_engine.magnitudes import Kept, MagnitudeIndex
 from merge_engine.methods.random_field import field_key, field_N
 from merge_engine.methods.rounding import MODERATE_PARAMETER, is_moderate, read
@@ -44,6 +45,7 @@ class Preparation:
         ] = {}
         self._cosines: dict[tuple[TensorRef, TensorRef, torch.dtype], float] = {}
         self._geometry: dict[tuple[object, ...], Tensor] = {}
+        self._importances: dict[tuple[TensorRef, TensorRef, torch.dtype], Importance] = {}
 
     def is_moderate(self, ref: TensorRef) -> bool:
         """`merge_engine.methods.rounding.is_moderate` of the stored tensor."""
@@ -124,6 +126,16 @@ class Preparation:
                 torch.tensor(epsilon, dtype=dtype),
             )
         return self._overlaps[key]
+
+    def importance(
+        self, source: TensorRef, base: TensorRef, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> Importance:
+        """How much the changes of source - base as formed in ``dtype`` matter."""
+        key = (source, base, dtype)
+        if key not in self._importances:
+            source_N, base_N = self.sources.tensor(source), self.sources.tensor(base)
+            self._importances[key] = importance(source_N, base_N, shape, dtype)
+        return self._importances[key]
 
     def geometry(
         self, job: TensorJob, what: tuple[object, ...], find: Callable[[Geometry], Tensor]
@@ -228,6 +240,11 @@ class JobInputs:
     def cosine_of_vectors(self, along: Along, least_norm: float) -> Tensor:
         what = ("cosine", along, least_norm)
         return self.preparation.geometry(self.job, what, lambda found: found.cosine(along, least_norm))
+
+    def importance(self) -> Importance:
+        (source,) = self.job.sources
+        assert self.job.base is not None
+        return self.preparation.importance(source, self.job.base, self.dtype, self.job.shape)
 
     def mean_cosine(self, along: Along) -> Tensor:
         what = ("mean cosine", along)

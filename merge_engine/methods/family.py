@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.geometry import Along
+from merge_engine.importance import Importance
 from merge_engine.magnitudes import Kept
 from merge_engine.overlap import Overlap
 from merge_engine.plan import TensorJob
@@ -96,6 +97,9 @@ class Inputs(Protocol):
 
     def mean_cosine(self, along: Along) -> Tensor:
         """`merge_engine.geometry.Geometry.mean_cosine` of the sources, or of their task vectors."""
+
+    def importance(self) -> Importance:
+        """How much the changes from the base to the only source matter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from merge_engine.methods.arcee_fusion import ARCEE_FUSION
 from merge_engine.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
 from merge_engine.methods.consensus_ta import CONSENSUS_TA
 from merge_engine.methods.dare import DARE_LINEAR, DARE_TIES
@@ -42,5 +43,6 @@ FAMILIES: Mapping[str, Family] = {
     "karcher": KARCHER,
     "model_stock": MODEL_STOCK,
     "nearswap": NEARSWAP,
+    "arcee_fusion": ARCEE_FUSION,
     "passthrough": PASSTHROUGH,
 }

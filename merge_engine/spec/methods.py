@@ -26,6 +26,7 @@ SLERP = "Shoemake 1985, Animating Rotation with Quaternion Curves, SIGGRAPH"
 MULTISLERP = "Goddard 2025, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea"
 KARCHER = "Wang et al. 2026, LLM Merging on the Fisher-Rao Manifold, arXiv 2603.04972"
 MODEL_STOCK = "Jang et al. 2024, Model Stock, arXiv 2403.19522"
+ARCEE_FUSION = "Arcee AI 2025, https://arcee.ai"
 NEARSWAP = "alchemonaut 2024, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
 
 
@@ -439,6 +440,14 @@ METHODS: Mapping[str, Method] = MethodTable(
                 search_high=0.0025,
             ),
         ),
+    ),
+    Method(
+        name="arcee_fusion",
+        help="the base with those changes to the other model that matter far more than most",
+        paper=ARCEE_FUSION,
+        base="required",
+        max_models=1,
+        parameters=(),
     ),
     Method(
         name="passthrough",
