@@ -94,17 +94,15 @@ def _count_entries(
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """The keys that hold the count of that stack: where they stand, and their names."""
     sides = _sides(path)
-    entries = [
-        (where, str(key))
-        for where, node in _nodes(config)
-        for key, value in node.items()
-        if _is_count(value) and value == old_count and _COUNT_KEY.search(str(key)) and key != _EXTRA_KEY
-    ]
-    for where, key in entries:
-        named = _sides((*where, key))
-        of_main = main and named <= {"text"}
-        if of_main or named & sides or (not named and "encoder" in sides):
-            yield where, key
+    for where, node in _nodes(config):
+        keys = [str(key) for key, value in node.items() if _is_count(value) and value == old_count]
+        keys = [key for key in keys if _COUNT_KEY.search(key) and key != _EXTRA_KEY]
+        usual = [key for key in keys if key in _MAIN_KEYS]
+        for key in keys:
+            named = _sides((*where, key))
+            of_main = main and named <= {"text"} and (key in usual or not usual)
+            if of_main or named & sides or (not named and "encoder" in sides and key in usual):
+                yield where, key
 
 
 def _lists(

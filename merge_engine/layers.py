@@ -124,13 +124,13 @@ def _forward_order(stack: Stack, main: Stack | None) -> tuple[bool, bool, str, i
 def _stacks(names: Iterable[str], header: CheckpointHeader) -> list[Stack]:
     """Every stack of two layers or more, and those of one layer of which the config speaks."""
     counts = layer_counts(header.config)
-    extra = num_extra_layers(header.config)
+    extra, wanted = num_extra_layers(header.config), main_count(header.config)
     found: list[Stack] = []
     for prefix, layers in _numbered(names).items():
         if sorted(layers) != list(range(len(layers))) or (len(layers) < 2 and len(layers) not in counts):
             continue
         suffixes = [tuple(sorted(layers[i])) for i in range(len(layers))]
-        own = len(suffixes) - extra if extra and len(suffixes) - extra in counts else len(suffixes)
+        own = len(suffixes) - extra if len(suffixes) - extra == wanted else len(suffixes)
         found.append(Stack(prefix=prefix, first=0, layers=tuple(suffixes[:own])))
         if own < len(suffixes):
             found.append(Stack(prefix=prefix, first=own, layers=tuple(suffixes[own:])))
@@ -158,7 +158,12 @@ def _main(stacks: Sequence[Stack], header: CheckpointHeader) -> Stack | None:
             f"{header.folder}: no tensors numbered as {wanted} layers; config.json and the weights do not "
             f"belong together (numbered: {listed})"
         )
-    candidates = [stack for stack in known if len(stack.layers) == wanted] or known or candidates
-    if len(candidates) > 1 and header.config.get("is_encoder_decoder"):
+    if _are_encoder_and_decoder(known):
         return None
+    candidates = [stack for stack in known if len(stack.layers) == wanted] or known or candidates
     return max(candidates, key=lambda stack: sum(map(len, stack.layers)), default=None)
+
+
+def _are_encoder_and_decoder(stacks: Sequence[Stack]) -> bool:
+    paths = [stack.path for stack in stacks]
+    return any("encoder" in path for path in paths) and any("decoder" in path for path in paths)
