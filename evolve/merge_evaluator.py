@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolve.evaluator import Evaluation, Facts, WorkerContext
+from evolve.layouts import Layouts
 from evolve.outcome import Failed, Scored, Stage
 from evolve.records import Split
 from evolve.worker import one_line
@@ -25,17 +26,6 @@ from merge_engine.spec.recipe import parse_recipe
 if TYPE_CHECKING:
     from fitness.transformers_backend import TransformersBackend
     from merge_engine.engine import Engine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layouts:
-    """Candidates are put together from layers, up to ``most_layers`` of them.
-
-    ``models``: those whose layers every worker holds in memory, once; of the first one all tensors.
-    """
-
-    most_layers: int
-    models: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

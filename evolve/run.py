@@ -1,49 +1,13 @@
-"""One run of a search, from the options to the report: the story that everything else serves."""
+"""One start of a search, from the options to the exit status."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import importlib
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import psutil
-
-from evolve import outlook
-from evolve.errors import SearchChangedError
-from evolve.export import BestConfig, ExportError, is_written, rescore, write_winner
-from evolve.holdout import holdout_rows, run_holdout
-from evolve.journal import Journal, JournalView, read_journal
-from evolve.ledger import choose_winner, is_spent
-from evolve.observer import Observer
-from evolve.optimisers import default_popsize
 from evolve.options import SearchOptions
-from evolve.outcome import Scored
-from evolve.preflight import Ready, inspect
-from evolve.progress import progress_view
-from evolve.replay import check_same_inputs
+from evolve.preflight import inspect, read_search_file
 from evolve.report import text
-from evolve.report.summary import display_name, summarise
-from evolve.report.write import write_report
-from evolve.search import SearchSettings, new_run, run_search
-from evolve.storage import StoragePath, write_atomically
-from evolve.trackers import WandbTracker
-from genome.frozen import diff_search_files, frozen_search_file
-from genome.parse import parse_search_file
-from genome.search_file import Budget, SearchFile
-from merge_engine.fingerprint import fingerprint
-from merge_engine.spec import dump_yaml, recipe_data
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from evolve.fleet import Fleet
-    from evolve.ray_fleet import RayFleet
-
-INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
+from evolve.search_run import SearchRun
+from evolve.stages import named_stages, run_stages
+from evolve.storage import StoragePath
 
 
 def run(options: SearchOptions) -> int:
@@ -53,196 +17,11 @@ def run(options: SearchOptions) -> int:
         PreflightError: something is wrong with the input; nothing was written.
         EvolveError: the search could not go on; what it found so far is in the storage path.
     """
-    return _Run(options, text.console()).run()
-
-
-class _Run:
-    def __init__(self, options: SearchOptions, console: Console) -> None:
-        self._options = options
-        self._console = console
-        self._storage = StoragePath(options.storage_path)
-
-    def run(self) -> int:
-        ready = inspect(self._options)
-        with self._storage.lock():
-            earlier = read_journal(self._storage.journal) if self._storage.journal.exists() else None
-            free_bytes = psutil.virtual_memory().available
-            self._note(*outlook.before_start(ready, self._storage.folder, earlier, free_bytes))
-            self._keep_search_file(ready.search_file, ready.max_fevals, earlier)
-            status = 0 if self._is_finished(ready, earlier) else self._work(ready, earlier)
-            self._report()
-        if status == INTERRUPTED:
-            self._say("stopped early; the same command goes on from here")
-        return status
-
-    def _is_finished(self, ready: Ready, earlier: JournalView | None) -> bool:
-        """Whether an earlier start did it all: the budget, the held-out items, the winner's model."""
-        if earlier is None or not is_spent(earlier.candidates, ready.max_fevals):
-            return False
-        scored = {(record.name, record.candidate_id) for record in earlier.holdout}
-        wanted = holdout_rows(earlier.candidates) if ready.suite.holdout is not None else []
-        summary = summarise(earlier)
-        winner = choose_winner(earlier.candidates)
-        return all((row.name, row.candidate.id) in scored for row in wanted) and (
-            winner is None
-            or not self._options.save_final_model
-            or is_written(winner, summary, self._storage.final_model)
-        )
-
-    def _work(self, ready: Ready, earlier: JournalView | None) -> int:
-        """Everything that needs workers; returns the exit status."""
-        with self._start_fleet(ready, earlier) as fleet:
-            settings = self._settings(ready, fleet, earlier)
-            with contextlib.closing(self._open_journal(ready, settings, fleet)) as journal:
-                interrupted = self._search(ready, settings, fleet, journal)
-                if not interrupted and ready.suite.holdout is not None:
-                    self._note("scoring the held-out items ...")
-                    rows = holdout_rows(read_journal(self._storage.journal).candidates)
-                    interrupted = len(run_holdout(rows, fleet, journal)) < len(rows)
-            exported = self._export(fleet, check=not interrupted)
-        return INTERRUPTED if interrupted else int(not exported)
-
-    def _keep_search_file(
-        self, search_file: SearchFile, max_fevals: int, earlier: JournalView | None
-    ) -> None:
-        """Freeze the input. What may change between two starts is the budget; all else is refused."""
-        if earlier is not None and earlier.run.seed != self._options.seed:
-            difference = f"--random-seed: {earlier.run.seed} -> {self._options.seed}"
-            raise SearchChangedError(
-                f"{self._storage.folder} belongs to a search with another seed:", [difference]
-            )
-        budget = Budget(candidates=max_fevals, hours=search_file.budget.hours)
-        kept = dump_yaml(frozen_search_file(replace(search_file, budget=budget)))
-        self._storage.freeze(kept, _differences)
-        write_atomically(self._storage.search_file, kept)
-
-    def _start_fleet(self, ready: Ready, earlier: JournalView | None) -> RayFleet:
-        from evolve.merge_evaluator import EvaluatorSpec
-        from evolve.ray_fleet import FleetSettings, RayFleet
-
-        options = self._options
-        batch_size = options.batch_size if earlier is None else earlier.run.batch_size
-        self._storage.logs.mkdir(exist_ok=True)
-        self._note("starting workers ...")
-        # The driver has nothing to do until they are ready; imported later, pycma would keep them waiting.
-        threading.Thread(target=importlib.import_module, args=("cma",), daemon=True).start()
-        return RayFleet(
-            EvaluatorSpec(
-                model=ready.pattern,
-                suite=ready.suite,
-                dtype=ready.dtype,
-                seed=options.seed,
-                probe=recipe_data(ready.space.decode(ready.space.start)),
-                batch_size=batch_size,
-                trust_remote_code=options.trust_remote_code,
-            ),
-            FleetSettings(
-                num_workers=options.num_workers or options.num_gpus or None,
-                address=options.ray_address,
-                device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
-                logs=self._storage.logs,
-                candidate_limit_s=options.candidate_timeout_s,
-                retries=options.retries,
-                batch_size=batch_size,
-            ),
-        )
-
-    def _settings(self, ready: Ready, fleet: RayFleet, earlier: JournalView | None) -> SearchSettings:
-        optimizer = ready.search_file.optimizer
-        popsize = optimizer.popsize or default_popsize(len(ready.space.start), fleet.capacity)
-        done = 0 if earlier is None else earlier.evaluations
-        if earlier is not None:
-            popsize = earlier.run.popsize
-        left = max(0, ready.max_fevals - done)
-        self._note(outlook.workers_ready(fleet.facts, fleet.batch_size, popsize, left))
-        return SearchSettings(
-            seed=self._options.seed,
-            popsize=popsize,
-            algorithm=optimizer.name,
-            sigma0=optimizer.sigma0,
-            restarts=optimizer.restarts,
-            random_init=ready.search_file.random_init,
-            max_fevals=ready.max_fevals,
-            time_limit_s=ready.time_limit_s,
-        )
-
-    def _open_journal(self, ready: Ready, settings: SearchSettings, fleet: RayFleet) -> Journal:
-        path = self._storage.journal
-        inputs = {f"model {name}": fingerprint(header) for name, header in ready.headers.items()}
-        inputs["items of the tasks"] = fleet.facts[0].suite_digest
-        if path.exists():
-            journal = Journal.open(path)
-            check_same_inputs(journal.view.run, inputs)
-            return journal
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        run = new_run(ready.space, settings, batch_size=fleet.batch_size, inputs=inputs, started_at=now)
-        return Journal.create(path, run)
-
-    def _search(self, ready: Ready, settings: SearchSettings, fleet: Fleet, journal: Journal) -> bool:
-        """Run the search, watched; returns whether somebody stopped it."""
-        with self._observers(ready) as observers:
-            result = run_search(ready.space, settings, fleet, journal, observers)
-        return result.stopped_because == "interrupted"
-
-    @contextlib.contextmanager
-    def _observers(self, ready: Ready) -> Iterator[Sequence[Observer]]:
-        options = self._options
-        with contextlib.ExitStack() as closing:
-            view = closing.enter_context(
-                contextlib.closing(progress_view(options.view, ready.max_fevals, self._console))
-            )
-            observers: list[Observer] = [BestConfig(self._storage, options.seed), view]
-            if options.wandb:
-                tracker = WandbTracker(
-                    self._storage,
-                    project=options.wandb_project,
-                    entity=options.wandb_entity,
-                    settings=frozen_search_file(ready.search_file),
-                    warn=self._say,
-                )
-                observers.append(closing.enter_context(contextlib.closing(tracker)))
-            yield observers
-
-    def _export(self, fleet: Fleet, *, check: bool) -> bool:
-        """Write the model of the winner on the search items, and check that it scores the same from disk.
-
-        Returns whether what was asked for is there and right.
-        """
-        summary = summarise(read_journal(self._storage.journal))
-        winner = choose_winner(summary.candidates)
-        if winner is None or not isinstance(winner.outcome, Scored) or not self._options.save_final_model:
-            return True
-        folder = self._storage.final_model
-        try:
-            write_winner(winner, summary, folder)
-        except ExportError as error:
-            self._say(f"WARNING: {error}")
-            return False
-        self._say(f"wrote {folder}: candidate {winner.id + 1} ({display_name(winner.origin)})")
-        difference = rescore(folder, winner.outcome.report, fleet) if check else None
-        if difference is not None:
-            hint = "its scores are not those of the search; did a source model's files change?"
-            self._say(f"WARNING: {folder}: {difference}: {hint}")
-        return difference is None
-
-    def _report(self) -> None:
-        summary = summarise(read_journal(self._storage.journal))
-        if summary.table.rows:
-            self._console.print(text.holdout(summary.table, summary.best_id))
-            self._say(*text.footnotes(summary.table))
-        self._say(f"recipe  {self._storage.best_config}", f"report  {write_report(self._storage)}")
-
-    def _note(self, *lines: str) -> None:
-        """Say what is under way, unless only the result was asked for."""
-        if self._options.view != "quiet":
-            self._say(*lines)
-
-    def _say(self, *lines: str) -> None:
-        for line in lines:
-            self._console.print(line, markup=False)
-
-
-def _differences(kept: str, new: str) -> list[str]:
-    """What differs between two kept search files but for their budgets."""
-    old, now = parse_search_file(kept), parse_search_file(new)
-    return diff_search_files(replace(old, budget=now.budget), now)
+    content = read_search_file(options.search_file)
+    stages = named_stages(options, content)
+    if stages:
+        return run_stages(options, stages, text.console())
+    ready = inspect(options, content)
+    storage = StoragePath(options.storage_path)
+    with storage.lock():
+        return SearchRun(options, storage, text.console()).run(ready)

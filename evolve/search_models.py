@@ -7,6 +7,7 @@ from pathlib import Path
 
 from genome.facts import ModelFacts
 from genome.search_file import GenomeSpec, SearchFile
+from genome.slice_layout import LayoutSpec
 from genome.space import Space
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import CheckpointError, PlanError, Problem
@@ -14,6 +15,7 @@ from merge_engine.layers import layer_names
 from merge_engine.plan import DTYPE_NAMES, make_plan
 from merge_engine.sources import open_source
 from merge_engine.spec import InputModel, Recipe
+from merge_engine.stacking import stacking_problems
 
 _MODEL_KEYS = ("model", "base_model")
 
@@ -93,10 +95,13 @@ def _may_be_on_hub(reference: str) -> bool:
 
 def fit_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
     """Whether the models of a ``genome`` can be merged tensor by tensor: layers, names, shapes, vocabularies.
+    Of a ``layout``, whether their layers can stand in one stack.
 
-    Which models of a template or a layout have to fit depends on the candidate (`start_problems`).
+    Which models of a template have to fit depends on the candidate (`start_problems`).
     """
     genome = search_file.genome
+    if isinstance(genome, LayoutSpec):
+        yield from stacking_problems({model: headers[model] for model in genome.models}, "layout.models")
     if not isinstance(genome, GenomeSpec):
         return
     source = genome.tokenizer_source

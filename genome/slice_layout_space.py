@@ -62,6 +62,7 @@ class _Run:
 class LayoutSpace:
     """A `genome.space.Space`: on/off genes are categoricals of two values (1: on), scales are reals.
 
+    ``most_layers``: of a path; ``models``: whose layers it can go through.
     Raises `SearchFileError` where the layout does not fit the models.
     """
 
@@ -73,7 +74,8 @@ class LayoutSpace:
         self._spec = spec
         self._facts = facts
         self._residual = None if spec.scales == "none" else RESIDUAL[own.model_type]
-        self._max_layers = spec.max_layers or 2 * own.num_layers
+        self.models = spec.models
+        self.most_layers = spec.max_layers or 2 * own.num_layers
         self._slots, variables = _with_genes(_laid_out(spec, facts), spec)
         self._box = Box(variables)
         self.names, self.kinds = self._box.names, self._box.kinds
@@ -123,7 +125,7 @@ class LayoutSpace:
                 recipe = Recipe(merge_method="passthrough", models=alone, dtype=self._facts[own].dtype)
                 found.append(Baseline(name=f"source:{model}", recipe=recipe, vector=None))
         stacked = [slot for slot in self._slots if slot.turn == 0]
-        if others and len(stacked) <= self._max_layers:
+        if others and len(stacked) <= self.most_layers:
             found.append(self._at("stacked", self._point(stacked)))
         return tuple(found)
 
@@ -139,10 +141,10 @@ class LayoutSpace:
     def _path(self, values: Sequence[float]) -> list[_Slot]:
         """The slots that are on, as far as `max_layers` goes; a last layer that is always on is kept."""
         path = [slot for slot in self._slots if slot.use is None or values[slot.use] == 1.0]
-        if len(path) <= self._max_layers:
+        if len(path) <= self.most_layers:
             return path
         end = path[-1:] if self._spec.keep_ends else []
-        return path[: self._max_layers - len(end)] + end
+        return path[: self.most_layers - len(end)] + end
 
     def _factors(self, path: Sequence[_Slot], values: Sequence[float]) -> Iterator[float]:
         """What each layer's output projections are multiplied by: one over all scales so far."""
