@@ -65,7 +65,7 @@ class SelectionIndex:
             tied = self._index.row_size(row)
             return list(before_M + (self._energies_up_to[:, row] - before_M) * (wanted / tied))
         places = self._index.members(row)[1][:wanted]
-        return list(before_M + [float(delta(places).double().square().sum()) for delta in self._deltas])
+        return list(before_M + [float(_squares(delta(places)).sum()) for delta in self._deltas])
 
     @property
     def _no_energies(self) -> tuple[float, ...]:
@@ -75,9 +75,7 @@ class SelectionIndex:
     def _all_energies(self) -> tuple[float, ...]:
         steps = range(0, self._elements, _SUM_ELEMENTS)
         return tuple(
-            math.fsum(
-                float(delta(slice(start, start + _SUM_ELEMENTS)).double().square().sum()) for start in steps
-            )
+            math.fsum(float(_squares(delta(slice(start, start + _SUM_ELEMENTS))).sum()) for start in steps)
             for delta in self._deltas
         )
 
@@ -93,9 +91,14 @@ class SelectionIndex:
     def _energies_up_to(self) -> npt.NDArray[np.float64]:
         return self._index.sums_up_to(
             lambda start, stop: np.stack(
-                [delta(slice(start, stop)).double().square().numpy() for delta in self._deltas]
+                [_squares(delta(slice(start, stop))).numpy() for delta in self._deltas]
             )
         )
 
     def _variances(self, start: int, stop: int) -> Tensor:
         return self._variance([delta(slice(start, stop)) for delta in self._deltas])
+
+
+def _squares(delta_N: Tensor) -> Tensor:
+    """In fp64; in bfloat16 rounded, as in the ecosystem's merges. float16 would lose small changes."""
+    return delta_N.square().double() if delta_N.dtype == torch.bfloat16 else delta_N.double().square()

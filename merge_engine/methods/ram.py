@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
-from merge_engine.methods.rounding import rounded
+from merge_engine.methods.rounding import read, rounded
 from merge_engine.methods.task_vectors import add_to_base, task_vector
 from merge_engine.overlap import Overlap
 
@@ -29,21 +29,21 @@ def ram(
 ) -> Tensor:
     """base + the mean of those task vectors that change the element by more than ``epsilon``.
 
-    Where only model m does, its task vector is multiplied by 1 + ``extras[m]`` (RAM+), a scalar or one number
-    for each element.
+    With ``extras``, what only model m changes is multiplied by 1 + ``extras[m]`` (RAM+), a scalar or one
+    number for each element; that and the sum are not rounded, as in the ecosystem's merges.
     """
     deltas = [task_vector(source_N, base_N, dtype) for source_N in sources]
     changed = [_above(delta_N, epsilon) for delta_N in deltas]
     count_N = functools.reduce(torch.add, changed).clamp(min=1.0)
-    parts = [delta_N * changed_N for delta_N, changed_N in zip(deltas, changed, strict=True)]
-    if extras is not None:
-        alone_N = _equal_to_one(count_N)
-        parts = [
-            rounded(part_N * (alone_N * extra + 1.0), dtype)
-            for part_N, extra in zip(parts, extras, strict=True)
-        ]
-    terms = [rounded(part_N / count_N, dtype).to(torch.float32) for part_N in parts]
-    return add_to_base(base_N, functools.reduce(torch.add, terms), None, None, dtype)
+    terms = [
+        rounded(delta_N * changed_N / count_N, dtype).to(torch.float32)
+        for delta_N, changed_N in zip(deltas, changed, strict=True)
+    ]
+    if extras is None:
+        return add_to_base(base_N, functools.reduce(torch.add, terms), None, None, dtype)
+    alone_N = torch.relu(2.0 - count_N)  # 1 where one model or none changes the element, else 0
+    scaled = [term_N * (alone_N * extra + 1.0) for term_N, extra in zip(terms, extras, strict=True)]
+    return read(base_N, dtype).to(torch.float32) + functools.reduce(torch.add, scaled)
 
 
 def _above(x_N: Tensor, limit: Tensor) -> Tensor:
@@ -52,11 +52,6 @@ def _above(x_N: Tensor, limit: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.where(size_N > limit, 1.0, 0.0)
     return size_N.gt_(limit).to(torch.float32)
-
-
-def _equal_to_one(count_N: Tensor) -> Tensor:
-    """1.0 where a count of at least 1 is 1, else 0.0."""
-    return torch.relu(2.0 - count_N)
 
 
 def scale(overlap: Overlap, r: float, alpha: float) -> float:

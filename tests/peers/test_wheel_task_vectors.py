@@ -1,0 +1,345 @@
+"""Methods on task vectors against the mergekit 0.1.5 wheel, tensor by tensor, run as a black box.
+
+They must agree within one ulp of the output dtype, except at elements that the tests find by themselves:
+those whose magnitude or variance ties with a threshold, and those whose sign vote lies within rounding of
+zero. In fp32, where sums are added up in another order, within one ulp of the largest number that went into
+the element. Factors that come from sums over a tensor may be rounded either way where the exact one lies
+within the error of such sums of a rounding boundary. Random methods must agree in distribution.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from merge_engine.engine import Engine
+from merge_engine.spec.recipe import parse_recipe
+from tests.merge_engine import toy
+
+if importlib.util.find_spec("mergekit") is None:
+    pytest.skip("mergekit is not installed", allow_module_level=True)
+
+Tensors = dict[str, Tensor]
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+SHAPES = {
+    "matrix": (48, 40),
+    "vector": (777,),
+    "cube": (3, 11, 8),
+    "one": (1,),
+    "column": (30, 1),
+    "empty": (0, 4),
+    "long": (270, 256),
+}
+EXCUSED_ALLOWED = 0.8
+WEIGHTS = (0.3, 0.5, -0.45)
+
+
+def named(tensors: Mapping[str, Tensor]) -> Tensors:
+    """As a checkpoint with one layer."""
+    return {f"model.layers.0.{name}.weight": tensor for name, tensor in tensors.items()}
+
+
+def random_tensors(seed: int, scale: float) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) * scale for name, shape in SHAPES.items()}
+
+
+def few_magnitudes(seed: int) -> Tensors:
+    """Zeros, exact opposites, equal magnitudes, large and small numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.tensor([0.0, 0.0, 0.5, -0.5, 0.25, 2.0, -2.0, 2.0**-12, 96.0])
+    return {
+        name: steps[torch.randint(len(steps), shape, generator=generator)] for name, shape in SHAPES.items()
+    }
+
+
+class Models:
+    """A base and three models near it, in memory and as folders, stored in dtypes of their own."""
+
+    def __init__(
+        self, folder: Path, deltas: Sequence[Tensors], stored: Sequence[torch.dtype], base_scale: float = 1.0
+    ) -> None:
+        base = random_tensors(0, base_scale)
+        exact = [base, *({name: base[name] + delta[name] for name in base} for delta in deltas)]
+        self.tensors = [
+            {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            for tensors, dtype in zip(exact, stored, strict=True)
+        ]
+        settings = toy.config(layers=1)
+        self.folders = [
+            str(toy.save(folder / str(i), settings, named(tensors))) for i, tensors in enumerate(self.tensors)
+        ]
+
+    def deltas(self, name: str, dtype: torch.dtype) -> list[Tensor]:
+        base, *sources = (tensors[name].to(dtype) for tensors in self.tensors)
+        return [(source - base).flatten() for source in sources]
+
+    def ours(self, method: str, own: Mapping[str, Any], shared: Mapping[str, Any], dtype: str) -> Tensors:
+        """``own``: for each parameter, one value per model."""
+        base, *sources = self.folders
+        models = [
+            {"model": source, "parameters": {key: values[i] for key, values in own.items()}}
+            for i, source in enumerate(sources)
+        ]
+        data = {
+            "merge_method": method,
+            "base_model": base,
+            "models": models,
+            "parameters": dict(shared),
+            "dtype": dtype,
+        }
+        merged = dict(Engine(compile="never").stream(parse_recipe(data)))
+        return {name: merged[f"model.layers.0.{name}.weight"] for name in SHAPES}
+
+    def theirs(
+        self, name: str, method: str, own: Mapping[str, Any], shared: Mapping[str, Any], dtype: str
+    ) -> Tensor:
+        return wheel_merge([tensors[name] for tensors in self.tensors], method, {**own, **shared}, dtype)
+
+
+def wheel_merge(tensors: Sequence[Tensor], method: str, parameters: Mapping[str, Any], dtype: str) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the wheel and what it imports: not ours to mend
+        from mergekit.merge_methods import merge_tensors
+
+        given = {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
+        merged: Tensor = merge_tensors(
+            list(tensors), method, parameters=given, base_index=0, dtype=DTYPES[dtype]
+        )
+    return merged.to(DTYPES[dtype])  # ramplus_tl gives fp32 whatever is asked for
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Models]:
+    """Models by kind: random or of few magnitudes, with a base or without, stored in one dtype or more."""
+
+    @functools.cache
+    def make(kind: str) -> Models:
+        folder = tmp_path_factory.mktemp(kind)
+        few = [few_magnitudes(seed) for seed in (1, 2, 3)]
+        mixed = (torch.float32, torch.float16, torch.bfloat16, torch.float32)
+        plain = (torch.bfloat16,) * 4
+        if kind == "random":
+            return Models(folder, [random_tensors(seed, 0.3) for seed in (1, 2, 3)], plain)
+        if kind == "mixed":
+            return Models(folder, [random_tensors(seed, 0.3) for seed in (1, 2, 3)], mixed)
+        if kind == "no base":
+            return Models(folder, [random_tensors(seed, 0.3) for seed in (1, 2, 3)], mixed, base_scale=0.0)
+        return Models(folder, few, mixed, base_scale=0.0 if kind == "few, no base" else 1.0)
+
+    return make
+
+
+KINDS = ["random", "mixed", "no base", "few", "few, no base"]
+
+
+def compare(
+    ours: Tensor, theirs: Tensor, size_N: Tensor, excused_N: Tensor, more_N: Tensor | None = None
+) -> None:
+    """``size_N``: the size of the largest number in each element; ``more_N``: what may be added to an ulp."""
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    apart_N = toy.ulps(ours.flatten(), theirs.flatten()) > 1
+    if ours.dtype == torch.float32:
+        apart_N &= (ours.flatten() - theirs.flatten()).abs().double() > 2.0**-22 * size_N
+    if more_N is not None:
+        ulp_N = torch.finfo(ours.dtype).eps * ours.flatten().double().abs()
+        apart_N &= (ours.flatten().double() - theirs.flatten().double()).abs() > more_N + ulp_N
+    apart_N &= ~excused_N
+    assert not bool(apart_N.any()), f"{int(apart_N.sum())} of {apart_N.numel()} elements differ"
+    assert int(excused_N.sum()) <= EXCUSED_ALLOWED * max(excused_N.numel(), 100)
+
+
+def sizes(models: Models, name: str, dtype: torch.dtype) -> Tensor:
+    everything = [tensors[name].to(dtype).flatten() for tensors in models.tensors]
+    return torch.stack([x.abs().double() for x in (*everything, *models.deltas(name, dtype))]).amax(dim=0)
+
+
+def tied_N(delta_N: Tensor, counts: Sequence[int]) -> Tensor:
+    """Elements whose magnitude is that of one of the last to be among the ``counts`` largest."""
+    size_N = delta_N.abs().double()
+    order = size_N.sort(descending=True).values
+    tied = torch.zeros(len(size_N), dtype=torch.bool)
+    for count in counts:
+        if 0 < count < len(size_N) and order[count - 1] == order[count]:
+            tied |= size_N == order[count - 1]
+    return tied
+
+
+def undecided_N(terms: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Elements whose sum is so near zero that its sign is a matter of rounding."""
+    eps = 8 * torch.finfo(dtype).eps
+    vote_N, size_N = sum(terms).abs(), sum(term.abs() for term in terms)  # type: ignore[union-attr]
+    return (vote_N <= eps * size_N) & (size_N > 0)
+
+
+def breadcrumbs_counts(elements: int, density: float, gamma: float) -> tuple[int, int]:
+    kept = int(density * elements)
+    top = min(int(gamma * elements), elements - kept)
+    return top, top + kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a test finds out about a tensor: which elements may differ, the largest factor on a task vector,
+    and how far apart factors may lie, relative to themselves."""
+
+    excused_N: Tensor
+    gain: float = 1.0
+    apart: float = 0.0
+
+
+def breadcrumbs_expected(
+    deltas: Sequence[Tensor], own: Mapping[str, Sequence[float]], dtype: torch.dtype, *, votes: bool
+) -> Expected:
+    excused = torch.zeros(len(deltas[0]), dtype=torch.bool)
+    terms, gain, apart = [], 1.0, 0.0
+    for delta_N, weight, density, gamma in zip(deltas, *own.values(), strict=True):
+        counts = breadcrumbs_counts(len(delta_N), density, gamma)
+        excused |= tied_N(delta_N, counts)
+        rank_N = delta_N.abs().double().argsort(descending=True).argsort()
+        kept_N = torch.where((rank_N >= counts[0]) & (rank_N < counts[1]), delta_N, 0).double()
+        norms = torch.stack([delta_N.double().abs().sum(), kept_N.abs().sum()])
+        if norms[1] > 0:
+            gains = [float(near[0] / near[1]) for near in (x.to(dtype) for x in summed(norms, dtype))]
+            gain = max(gain, gains[0])
+            apart = max(apart, *(abs(near / gains[0] - 1) for near in gains))
+        terms.append(kept_N * weight)
+    excused = excused | undecided_N(terms, dtype) if votes else excused
+    return Expected(excused_N=excused, gain=gain, apart=apart)
+
+
+def is_beyond(deltas: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the wheel, which holds norms in the merge dtype, cannot hold one of these."""
+    return any(float(delta_N.double().abs().sum()) > torch.finfo(dtype).max for delta_N in deltas)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("densities", "gammas", "shared"),
+    [
+        ((0.3, 0.5, 0.7), (0.01, 0.2, 0.0), {}),
+        ((0.9, 0.97, 1.0), (0.3, 0.01, 0.5), {"normalize": True}),
+        ((0.3, 0.2, 0.01), (0.1, 0.9, 0.01), {"rescale": True, "lambda": 0.7, "int8_mask": True}),
+    ],
+)
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+def test_breadcrumbs(
+    models: Callable[[str], Models],
+    kind: str,
+    method: str,
+    dtype: str,
+    densities: tuple[float, ...],
+    gammas: tuple[float, ...],
+    shared: dict[str, Any],
+) -> None:
+    made = models(kind)
+    own = {"weight": WEIGHTS, "density": densities, "gamma": gammas}
+    ours = made.ours(method, own, shared, dtype)
+    for name in SHAPES:
+        theirs = made.theirs(name, method, own, shared, dtype)
+        deltas = made.deltas(name, DTYPES[dtype])
+        expected = breadcrumbs_expected(deltas, own, DTYPES[dtype], votes=method == "breadcrumbs_ties")
+        size_N = sizes(made, name, DTYPES[dtype])
+        if "rescale" not in shared:
+            compare(ours[name], theirs, size_N, expected.excused_N)
+        elif not is_beyond(deltas, DTYPES[dtype]):
+            size_N *= expected.gain
+            compare(ours[name], theirs, size_N, expected.excused_N, more_N=expected.apart * size_N)
+
+
+def sce_expected(deltas: Sequence[Tensor], share: float) -> Expected:
+    """Elements whose variance is that of the last selected one, within rounding, may be selected or not, and
+    their energy counts or does not; and a weight may lie within rounding of a rounding boundary.
+    """
+    dtype = deltas[0].dtype
+    stacked = torch.stack([delta_N.double() for delta_N in deltas])
+    variance_N = (stacked - stacked.mean(dim=0)).square().mean(dim=0)
+    held_N = variance_N.to(dtype if dtype == torch.bfloat16 else torch.float32).double()
+    sure_N, near_N = torch.ones_like(held_N, dtype=torch.bool), torch.zeros_like(held_N, dtype=torch.bool)
+    if share < 1.0:
+        # float16, in which the wheel takes variances, loses those of small changes
+        moved = (int((held_N > 0).sum()), int((held_N.to(dtype) > 0).sum()))
+        order = held_N.sort(descending=True).values
+        lasts = [float(order[n - 1]) if n else math.inf for n in (int(share * count) for count in moved)]
+        info = torch.finfo(dtype)
+        low, high = min(lasts) * (1 - 2 * info.eps) - info.tiny * info.eps, max(lasts) * (1 + 2 * info.eps)
+        near_N = (held_N >= low) & (held_N <= high) & (held_N > 0)
+        sure_N = held_N > high
+    terms = list(torch.where(sure_N | near_N, stacked, 0))
+    excused_N = near_N | undecided_N(terms, dtype)
+    if not bool(sure_N.any()):
+        return Expected(excused_N=excused_N)
+    energy_M = torch.where(sure_N, stacked, 0).square().sum(dim=1)
+    unsure = float((torch.where(near_N, stacked, 0).square().sum(dim=1) / energy_M).max())
+    return Expected(excused_N=excused_N, apart=unsure + weights_apart(energy_M / len(held_N), dtype))
+
+
+def weights_apart(energy_M: Tensor, dtype: torch.dtype) -> float:
+    """How far the weights move, relative to themselves, when energies do by the error of such sums."""
+    shares = [
+        (near_M / near_M.sum()).double() for near_M in (near.to(dtype) for near in summed(energy_M, dtype))
+    ]
+    return max(float(((share_M - shares[0]).abs() / shares[0]).max()) for share_M in shares)
+
+
+def summed(sums_K: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """What the wheel may find in place of these sums: float16 and bfloat16 round each number before."""
+    by = {torch.float32: 2.0**-21, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-12}[dtype]
+    signs = itertools.product((0.0, -by, by), repeat=len(sums_K))
+    return [sums_K * (1 + torch.tensor(sign, dtype=torch.float64)) for sign in signs]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.13, 0.0])
+def test_sce(models: Callable[[str], Models], kind: str, dtype: str, share: float) -> None:
+    made = models(kind)
+    shared = {"select_topk": share, "int8_mask": True}
+    ours = made.ours("sce", {}, shared, dtype)
+    for name in SHAPES:
+        theirs = made.theirs(name, "sce", {}, shared, dtype)
+        deltas = made.deltas(name, DTYPES[dtype])
+        base_N = made.tensors[0][name].flatten()
+        expected = sce_expected(deltas, share)
+        if share < 1.0:
+            changed = [int((x.flatten() != base_N.to(x.dtype)).sum()) for x in (ours[name], theirs)]
+            assert abs(changed[0] - changed[1]) <= int(expected.excused_N.sum())
+        size_N = sizes(made, name, DTYPES[dtype])
+        compare(ours[name], theirs, size_N, expected.excused_N, more_N=2 * expected.apart * size_N)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("method", "shared"),
+    [
+        ("ram", {}),
+        ("ram", {"epsilon": 0.3}),
+        ("ramplus_tl", {}),
+        ("ramplus_tl", {"r": 0.6, "alpha": 3.0, "epsilon": 0.3}),
+        ("ramplus_tl", {"r": 1.5, "alpha": 100.0, "epsilon": 0.25}),
+    ],
+)
+def test_ram(
+    models: Callable[[str], Models], kind: str, method: str, dtype: str, shared: dict[str, Any]
+) -> None:
+    made = models(kind)
+    ours = made.ours(method, {}, shared, dtype)
+    for name in SHAPES:
+        theirs = made.theirs(name, method, {}, shared, dtype)
+        nothing = torch.zeros(theirs.numel(), dtype=torch.bool)
+        largest = 1.0 + shared.get("r", 0.0) * shared.get("alpha", 0.0)
+        compare(ours[name], theirs, largest * sizes(made, name, DTYPES[dtype]), nothing)
