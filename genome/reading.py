@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from genome.holes import Choose, Hole
 from genome.values import Layers, Leaf, Written
 from genome.variables import Column, coordinate
+from merge_engine.spec import Scalar
 
 
-def read_places(written: Mapping[str, Any], data: Mapping[str, Any]) -> Mapping[int, float]:
+def read_places(
+    written: Mapping[str, Any], data: Mapping[str, Any], start: Sequence[Scalar]
+) -> Mapping[int, float]:
     """Coordinates of the variables whose values the recipe shows, by their place in the vector.
 
     ``written``: the recipe's structure, with `Written` values; ``data``: a recipe as plain data that may have
     this structure. One over whole models is read for slices of these models too. Whether the coordinates
-    decode to the recipe is not checked.
+    decode to the recipe is not checked. ``start``: values of all variables, to which those keep closest that
+    the recipe does not settle.
     """
-    reader = _Reader()
+    reader = _Reader(start)
     reader.part(written, _sliced(data, written["slices"]) if _must_slice(written, data) else data)
     return reader.settled()
 
@@ -42,10 +46,15 @@ def _sliced(data: Mapping[str, Any], pieces: Sequence[Any]) -> Mapping[str, Any]
     }
 
 
+# A node of a gradient: a hole with its place in the vector, or a plain number.
+_Node: TypeAlias = "tuple[Hole, int] | float"
+
+
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, start: Sequence[Scalar]) -> None:
+        self._start = start
         self._places: dict[int, float] = {}
-        self._samples: dict[str, tuple[Column, dict[float, float]]] = {}
+        self._gradients: dict[int, tuple[Sequence[_Node], dict[float, float]]] = {}
 
     def part(self, written: Any, data: Any) -> None:
         """A part of a recipe and what stands in its place."""
@@ -59,9 +68,12 @@ class _Reader:
                 self.part(value, found)
 
     def settled(self) -> Mapping[int, float]:
-        """What was read, with the nodes of gradients that were only seen at some layers."""
-        for column, samples in self._samples.values():
-            self._places |= dict(zip(column.indices, _nodes(samples, len(column.indices)), strict=True))
+        """What was read, with the nodes of gradients that were only seen at the layers."""
+        for nodes, samples in self._gradients.values():
+            guess = [node if isinstance(node, float) else float(self._start[node[1]]) for node in nodes]
+            for node, value in zip(nodes, _fitted(samples, guess), strict=True):
+                if not isinstance(node, float):
+                    self._note(*node, value)
         return self._places
 
     def _value(self, value: Any, data: Any, layers: Layers) -> None:
@@ -71,27 +83,40 @@ class _Reader:
             self._leaf(value.column, data, layers)
         elif isinstance(value, Mapping):
             self._value(value.get("value"), data.get("value") if isinstance(data, Mapping) else data, layers)
-        elif isinstance(value, list):
-            given = data if isinstance(data, list | tuple) else [data] * len(value)
-            for entry, found in zip(value, given, strict=False):
-                self._value(entry, found, layers)
+        elif isinstance(value, list) and value:
+            if layers.whole or isinstance(value[0], Mapping) or len(value) == 1:
+                for entry, found in zip(value, _spread(data, len(value)), strict=False):
+                    self._value(entry, found, layers)
+            else:
+                nodes = [_node(entry, layers) for entry in value]
+                self._sample(id(value), nodes, layers.places(), data)
 
     def _leaf(self, column: Column, data: Any, layers: Layers) -> None:
         if not column.smooth:
             self._note(column.hole, column.index_at(layers.start), data)
-        elif (layers.start, layers.end) == (column.start, column.end):
-            for index, node in zip(column.indices, _spread(data, len(column.indices)), strict=False):
-                self._note(column.hole, index, node)
+            return
+        nodes: list[_Node] = [(column.hole, index) for index in column.indices]
+        if (layers.start, layers.end) == (column.start, column.end):
+            for index, found in zip(column.indices, _spread(data, len(nodes)), strict=False):
+                self._note(column.hole, index, found)
         else:
-            places = layers.places_in(column.start, column.end)
-            _, samples = self._samples.setdefault(column.key, (column, {}))
-            values = _spread(data, len(places))
-            samples.update(zip(places, map(_number, values), strict=False))
+            self._sample(id(column), nodes, layers.places_in(column.start, column.end), data)
+
+    def _sample(self, key: int, nodes: Sequence[_Node], places: Sequence[float], data: Any) -> None:
+        """Values of a gradient at some places."""
+        _, samples = self._gradients.setdefault(key, (nodes, {}))
+        samples.update(zip(places, map(_number, _spread(data, len(places))), strict=False))
 
     def _note(self, hole: Hole, index: int, value: Any) -> None:
         place = _place(hole, value)
         if place is not None:
             self._places[index] = place
+
+
+def _node(entry: object, layers: Layers) -> _Node:
+    if isinstance(entry, Leaf):
+        return entry.column.hole, entry.column.index_at(layers.start)
+    return _number(entry)
 
 
 def _spread(data: Any, count: int) -> Sequence[Any]:
@@ -116,16 +141,19 @@ def _place(hole: Hole, value: Any) -> float | None:
     return coordinate(hole, value)
 
 
-def _nodes(samples: Mapping[float, float], count: int) -> list[float]:
-    """The nodes of a gradient with these values at places in [0, 1]: exact at nodes, else a best fit."""
+def _fitted(samples: Mapping[float, float], guess: Sequence[float]) -> list[float]:
+    """The nodes of a gradient with these values at places in [0, 1], as close to ``guess`` as they can be:
+    exact where a place is a node, else by least squares.
+    """
+    count = len(guess)
     places = np.array(list(samples)) * (count - 1)
     values = np.array(list(samples.values()))
     left = np.minimum(places.astype(int), count - 2)
-    weights = np.zeros((len(places), count))
     rows = np.arange(len(places))
+    weights = np.zeros((len(places), count))
     weights[rows, left] = 1 - (places - left)
     weights[rows, left + 1] = places - left
-    nodes = np.linalg.lstsq(weights, values, rcond=None)[0]
+    nodes = guess + np.linalg.lstsq(weights, values - weights @ np.array(guess), rcond=None)[0]
     for place, value in zip(places.tolist(), values.tolist(), strict=True):
         if place == int(place):
             nodes[int(place)] = value

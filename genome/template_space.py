@@ -53,6 +53,7 @@ class TemplateSpace:
         self._structural = [
             (key, found.columns[key].indices[0]) for key in found.columns if key in template.structural
         ]
+        self._start_values = self._values(self.start.tolist())
         self._skeleton = lru_cache(maxsize=_KEPT_SKELETONS)(self._new_skeleton)
         try:
             self.decode(self.start)
@@ -106,7 +107,7 @@ class TemplateSpace:
         for key, place in structure.items():
             vector[self._columns[key].indices[0]] = place
         skeleton = self._skeleton(self._structure_at(vector.tolist()))
-        for index, coordinate in read_places(skeleton.written, data).items():
+        for index, coordinate in read_places(skeleton.written, data, self._start_values).items():
             vector[index] = coordinate
         try:
             return self._box.settled(vector)
@@ -146,7 +147,7 @@ class TemplateSpace:
             "dtype": self._facts[self._template.pattern].dtype,
             **settle(self._template, self._columns, nodes),
         }
-        return Skeleton(data, self._values(self.start.tolist()), self._facts)
+        return Skeleton(data, self._start_values, self._facts)
 
 
 def _compared(template: Template) -> Compared:

@@ -30,8 +30,7 @@ def built(seed: int) -> TemplateSpace | None:
         return None
     try:
         return TemplateSpace(template, FACTS)
-    except SearchFileError as error:
-        assert error.problems
+    except SearchFileError:
         return None
 
 
@@ -45,8 +44,7 @@ def somewhere(space: TemplateSpace, random: np.random.Generator) -> Vector:
 def check(space: TemplateSpace, vector: Vector, seed: int) -> str:
     try:
         recipe = space.decode(vector)
-    except RefusedRecipe as refused:
-        assert refused.problems
+    except RefusedRecipe:
         return "refused"
     data = recipe_data(recipe)
     assert parse_recipe(data) == recipe
@@ -70,6 +68,5 @@ def test_random_templates_and_vectors() -> None:
             continue
         seen[check(space, somewhere(space, random), seed)] += 1
     assert seen["there and back"] > TEMPLATES / 3
-    assert seen["no way back"] < TEMPLATES / 50
+    assert seen["no way back"] < TEMPLATES / 100
     assert seen["refused"] > 0
-    print(seen)
