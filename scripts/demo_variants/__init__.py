@@ -1,0 +1,1 @@
+"""Models made from the demo models: see `build`."""
