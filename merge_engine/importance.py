@@ -26,7 +26,7 @@ _FENCE = 1.5  # Tukey's: how many times the middle half's width above the median
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importance:
-    """``divergence_R``: of each row, float64; ``threshold``: from which importance on changes are outliers."""
+    """``divergence_R``: of each row, float64; ``threshold``: changes from this importance on are outliers."""
 
     divergence_R: Tensor
     threshold: float
