@@ -73,9 +73,14 @@ class LayerNames:
         inside = [name for stack in self.stacks for name in stack.names()]
         return [*self.before, *inside, *self.after]
 
-    def stack(self, prefix: str) -> Stack | None:
-        """The stack of that prefix and number of its first layer 0, or None."""
-        return next((stack for stack in self.stacks if stack.prefix == prefix and not stack.first), None)
+    def alike(self, stack: Stack) -> Stack | None:
+        """The stack that has the place of another model's ``stack``, or None."""
+        return next((own for own in self.stacks if _alike(own, stack)), None)
+
+    def beside(self, pattern: LayerNames) -> list[str]:
+        """The tensors outside those stacks that ``pattern`` has too."""
+        left = [stack for stack in self.stacks if stack is not self.main and pattern.alike(stack) is None]
+        return [*self.before, *self.after, *(name for stack in left for name in stack.names())]
 
 
 def layer_names(header: CheckpointHeader) -> LayerNames:
@@ -114,6 +119,10 @@ def is_vision(path: str) -> bool:
 
 def is_bridge(path: str) -> bool:
     return _BRIDGES.search(path) is not None
+
+
+def _alike(a: Stack, b: Stack) -> bool:
+    return a.prefix == b.prefix and bool(a.first) == bool(b.first)
 
 
 def _forward_order(stack: Stack, main: Stack | None) -> tuple[bool, bool, str, int]:

@@ -6,19 +6,17 @@ Nothing here reads tensor data, so a recipe can be checked in full before any lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import CheckpointError, PlanError, Problem
 from merge_engine.layers import LayerNames, Stack, layer_names
-from merge_engine.parts import known_modules, language_part, split
-from merge_engine.plan_parameters import Levels, ParameterValues
+from merge_engine.plan_parameters import ParameterValues
+from merge_engine.plan_sections import Piece, Section, SectionFinder, first_pattern
 from merge_engine.plan_tensors import Model, ModelTensors, architecture_problems, most_telling
 from merge_engine.plan_types import LayerOrigin, Plan, StackPlan, TensorJob, TensorRef
 from merge_engine.spec.methods import METHODS
-from merge_engine.spec.reading import did_you_mean
-from merge_engine.spec.recipe import InputModel, OutputModule, Recipe, SliceSource
-from merge_engine.spec.recipe_checks import with_base
+from merge_engine.spec.recipe import InputModel, Recipe, SliceSource
 from merge_engine.spec.values import Scalar, layer_place
 from merge_engine.vocabulary.alignment import Alignment, align
 
@@ -42,7 +40,7 @@ def make_plan(
     """The plan of ``recipe``; ``header_of`` opens a model by its reference, ``names_of`` sorts its tensors.
 
     ``alignment_of`` settles the vocabulary; None: `merge_engine.vocabulary.alignment.align`. ``allow_crimes``
-    lets models of several architectures pass, and drops tensors that the model has not whose names the
+    lets models of several architectures pass, and drops tensors that are not in the model whose names the
     result takes.
 
     Raises `PlanError` with every problem: models that cannot be opened, layers out of range, missing tensors,
@@ -65,33 +63,6 @@ def make_plan(
     return _Planner(recipe, tensors, alignment, problems).plan()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Section:
-    """A part of the result that is made in one way; ``names`` are each model's tensors in that part."""
-
-    where: str
-    part: OutputModule
-    names: Mapping[str, LayerNames]
-    levels: Levels
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Piece:
-    """What is merged in one go: whole models, or one slice.
-
-    ``pattern``: the model whose names and shapes the result has. ``starts``: for every model that takes part,
-    the base included, its first layer here.
-    """
-
-    where: str
-    sources: tuple[InputModel | SliceSource, ...]
-    base_model: str | None
-    pattern: str
-    starts: Mapping[str, int]
-    count: int
-    levels: Levels
-
-
 class _Planner:
     def __init__(
         self, recipe: Recipe, tensors: ModelTensors, alignment: Alignment, problems: list[Problem]
@@ -102,12 +73,14 @@ class _Planner:
         self._alignment = alignment
         self._problems = problems
         self._parameters = ParameterValues(self._method, problems)
-        self._source = recipe.base_model or _first_pattern(recipe)
+        self._source = recipe.base_model or first_pattern(recipe)
 
     def plan(self) -> Plan:
-        sections, rest = self._sections()
+        names = {model: self._tensors.names(model) for model in self._recipe.model_references()}
+        finder = SectionFinder(self._recipe, names, self._source, self._problems)
+        sections, rest = finder.sections()
         self._stop()
-        made = [(section, self._pieces(section)) for section in sections]
+        made = [(section, finder.pieces(section)) for section in sections]
         self._stop()
         jobs = [self._kept(name, name, self._source) for name in rest]
         for section, pieces in made:
@@ -125,119 +98,30 @@ class _Planner:
         if self._problems:
             raise PlanError(most_telling(self._problems))
 
-    def _sections(self) -> tuple[list[_Section], list[str]]:
-        """The parts of the result, and the tensors of none: they are kept as the first model has them."""
-        recipe, levels = self._recipe, (self._recipe.parameters,)
-        names = {model: self._tensors.names(model) for model in recipe.model_references()}
-        if recipe.modules is not None:
-            return self._modules(names, recipe.modules)
-        ((_, part),) = recipe.parts()
-        if recipe.slices is None:
-            return [_Section(where="", part=part, names=names, levels=levels)], []
-        own = names[self._source]
-        if own.stacks and own.main is None:
-            what = f"{self._source} has several stacks of layers"
-            self._refuse("slices", what, f"say what to do with each under modules: {_listed(own)}")
-        parts = {model: language_part(names[model]) for model in names}
-        found = {model: part for model, (part, _) in parts.items()}
-        return [_Section(where="", part=part, names=found, levels=levels)], parts[self._source][1].names()
-
-    def _modules(
-        self, names: Mapping[str, LayerNames], modules: Mapping[str, OutputModule]
-    ) -> tuple[list[_Section], list[str]]:
-        parts = {model: split(names[model], list(modules)) for model in names}
-        sections = []
-        for module, part in modules.items():
-            found = {model: parts[model][0][module] for model in names}
-            if not found[self._source].names():
-                known = known_modules(names[self._source])
-                self._refuse(
-                    f"modules.{module}", f"{self._source} has no such part", did_you_mean(module, known)
-                )
-            levels = (part.parameters, self._recipe.parameters)
-            sections.append(_Section(where=f"modules.{module}.", part=part, names=found, levels=levels))
-        return sections, parts[self._source][1].names()
-
-    def _pieces(self, section: _Section) -> list[_Piece]:
-        if section.part.slices is None:
-            return [self._whole_piece(section)]
-        pieces = [self._slice_piece(section, i) for i in range(len(section.part.slices))]
-        if not sum(piece.count for piece in pieces):
-            self._refuse(f"{section.where}slices", "no layers are left", "give ranges that hold layers")
-        return pieces
-
-    def _whole_piece(self, section: _Section) -> _Piece:
-        base = self._recipe.base_model
-        sources = with_base(section.part.models or (), base, self._method)
-        pattern = base or sources[0].model
-        piece = _Piece(
-            where=f"{section.where}models",
-            sources=sources,
-            base_model=base,
-            pattern=pattern,
-            starts=dict.fromkeys([pattern, *(source.model for source in sources)], 0),
-            count=0,
-            levels=section.levels,
-        )
-        for stack in section.names[pattern].stacks:
-            self._check_counts(piece, stack, self._counterparts(section, piece, stack))
-        return piece
-
-    def _check_counts(self, piece: _Piece, stack: Stack, stacks: Mapping[str, Stack]) -> None:
-        counts = {model: len(other.layers) for model, other in stacks.items()}
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{model} has {count}" for model, count in counts.items())
-            remedy = "choose equal runs of layers with slices"
-            self._refuse(piece.where, f"numbers of layers ({stack.prefix}*) differ: {listed}", remedy)
-
-    def _slice_piece(self, section: _Section, number: int) -> _Piece:
-        assert section.part.slices is not None
-        piece = section.part.slices[number]
-        where = f"{section.where}slices[{number}]"
-        for i, source in enumerate(piece.sources):
-            self._check_range(f"{where}.sources[{i}].layer_range", source, section.names[source.model])
-        base = piece.base_model or self._recipe.base_model
-        starts = {source.model: source.layer_range[0] for source in piece.sources}
-        first, end = piece.sources[0].layer_range
-        return _Piece(
-            where=where,
-            sources=piece.sources,
-            base_model=base,
-            pattern=base if base in starts else piece.sources[0].model,
-            starts=starts,
-            count=end - first,
-            levels=(piece.parameters, *section.levels),
-        )
-
-    def _check_range(self, where: str, source: SliceSource, names: LayerNames) -> None:
-        count = len(names.layers)
-        if source.layer_range[1] > count:
-            found = f"has layers 0 to {count - 1}" if count else "has no layers there"
-            self._refuse(where, f"{list(source.layer_range)} is out of range", f"{source.model} {found}")
-
-    def _whole(self, section: _Section, piece: _Piece) -> Iterator[TensorJob]:
+    def _whole(self, section: Section, piece: Piece) -> Iterator[TensorJob]:
         own = section.names[piece.pattern]
-        self._check_outside(section, piece, (*own.before, *own.after))
+        self._check_outside(section, piece, lambda names: names.beside(own))
         yield from self._outside(piece, own.before)
         for stack in own.stacks:
             count = len(stack.layers)
             whole = replace(piece, count=count)
-            stacks = self._counterparts(section, whole, stack)
+            stacks = whole.counterparts(section, stack)
             for index in range(count):
                 yield from self._layer(whole, stacks, index, stack.name(index, ""), layer_place(index, count))
         yield from self._outside(piece, own.after)
 
-    def _sliced(self, section: _Section, pieces: Sequence[_Piece]) -> Iterator[TensorJob]:
+    def _sliced(self, section: Section, pieces: Sequence[Piece]) -> Iterator[TensorJob]:
         first, last = pieces[0], pieces[-1]
         opening, closing = section.names[first.pattern], section.names[last.pattern]
         assert opening.main is not None
-        self._check_outside(section, first, opening.before, only_before=True)
+        self._check_outside(section, first, lambda names: names.before)
+        self._check_outside(section, last, lambda names: names.after)
         yield from self._outside(first, opening.before)
         done = 0
         for piece in pieces:
             main = section.names[piece.pattern].main
             assert main is not None
-            stacks = self._counterparts(section, piece, main)
+            stacks = piece.counterparts(section, main)
             for index in range(piece.count):
                 prefix = opening.main.name(done + index, "")
                 yield from self._layer(piece, stacks, index, prefix, layer_place(index, piece.count))
@@ -248,32 +132,20 @@ class _Planner:
         yield from self._outside(last, closing.after)
 
     def _other_stack(
-        self, section: _Section, piece: _Piece, stack: Stack, main: Stack, count: int
+        self, section: Section, piece: Piece, stack: Stack, main: Stack, count: int
     ) -> Iterator[TensorJob]:
         """A stack beside the one that is sliced, all its layers as tensors after the layers.
 
         Where it goes on with the numbers of the main one, they follow the new ``count``.
         """
         whole = replace(piece, starts=dict.fromkeys(piece.starts, 0))
-        stacks = self._counterparts(section, whole, stack)
+        stacks = whole.counterparts(section, stack)
         target = replace(stack, first=count) if stack.prefix == main.prefix else stack
         for index in range(len(stack.layers)):
             yield from self._layer(whole, stacks, index, target.name(index, ""), 0.0)
 
-    def _counterparts(self, section: _Section, piece: _Piece, stack: Stack) -> dict[str, Stack]:
-        """The stack of every model that takes part that is to it what ``stack`` is to the pattern."""
-        found: dict[str, Stack] = {}
-        is_main = stack == section.names[piece.pattern].main
-        for model in piece.starts:
-            names = section.names[model]
-            alike = (other for other in names.stacks if _alike(other, stack))
-            other = names.main if is_main and names.main is not None else next(alike, None)
-            if other is not None:
-                found[model] = other
-        return found
-
     def _layer(
-        self, piece: _Piece, stacks: Mapping[str, Stack], index: int, target: str, place: float
+        self, piece: Piece, stacks: Mapping[str, Stack], index: int, target: str, place: float
     ) -> Iterator[TensorJob]:
         """The jobs of one layer, whose names in the result begin with ``target``."""
         pattern = stacks[piece.pattern]
@@ -291,20 +163,16 @@ class _Planner:
             yield from self._job(piece, target + suffix, names, place)
 
     def _check_outside(
-        self, section: _Section, piece: _Piece, own: Sequence[str], *, only_before: bool = False
+        self, section: Section, piece: Piece, outside: Callable[[LayerNames], Sequence[str]]
     ) -> None:
-        there = {model: section.names[model] for model in piece.starts}
-        found = {
-            model: names.before if only_before else (*names.before, *names.after)
-            for model, names in there.items()
-        }
-        self._tensors.check_none_left(piece.pattern, own, found)
+        found = {model: outside(section.names[model]) for model in piece.starts}
+        self._tensors.check_none_left(piece.pattern, found[piece.pattern], found)
 
-    def _outside(self, piece: _Piece, names: Sequence[str]) -> Iterator[TensorJob]:
+    def _outside(self, piece: Piece, names: Sequence[str]) -> Iterator[TensorJob]:
         for name in names:
             yield from self._job(piece, name, dict.fromkeys(piece.starts, name), 0.0)
 
-    def _job(self, piece: _Piece, name: str, names: Mapping[str, str], place: float) -> Iterator[TensorJob]:
+    def _job(self, piece: Piece, name: str, names: Mapping[str, str], place: float) -> Iterator[TensorJob]:
         """The job of one tensor, or none where a problem was found."""
         fitting = self._tensors.mergeable(name, names, piece.pattern)
         if not fitting:
@@ -328,7 +196,7 @@ class _Planner:
         )
 
     def _of_source(
-        self, piece: _Piece, source: InputModel | SliceSource, names: Mapping[str, str], place: float
+        self, piece: Piece, source: InputModel | SliceSource, names: Mapping[str, str], place: float
     ) -> Mapping[str, Scalar]:
         levels = (source.parameters, *piece.levels)
         where = f"{piece.where} ({source.model})"
@@ -353,7 +221,7 @@ class _Planner:
         stored = DTYPE_NAMES.get(self._tensors.info(model, name).dtype)
         return None if stored is None else self._recipe.dtype or stored
 
-    def _stacks(self, section: _Section, pieces: Sequence[_Piece]) -> Iterator[StackPlan]:
+    def _stacks(self, section: Section, pieces: Sequence[Piece]) -> Iterator[StackPlan]:
         old = section.names[self._source].main
         if old is None:
             return
@@ -370,21 +238,3 @@ class _Planner:
                 for index in range(piece.count)
             ),
         )
-
-    def _refuse(self, where: str, what: str, remedy: str = "") -> None:
-        self._problems.append(Problem(where, what, remedy))
-
-
-def _first_pattern(recipe: Recipe) -> str:
-    _, part = recipe.parts()[0]
-    if part.slices is None:
-        return part.references()[0] or ""
-    return part.slices[0].base_model or part.slices[0].sources[0].model
-
-
-def _alike(a: Stack, b: Stack) -> bool:
-    return a.prefix == b.prefix and bool(a.first) == bool(b.first)
-
-
-def _listed(names: LayerNames) -> str:
-    return ", ".join(known_modules(names))
