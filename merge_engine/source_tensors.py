@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class SourceTensors:
         self._names: dict[Path, LayerNames] = {}
         self._tensors: dict[TensorRef, Tensor] = {}
         self._alignments: dict[str, Alignment] = {}
+        self._gathers: WeakValueDictionary[TensorRef, Tensor] = WeakValueDictionary()
 
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a model by its reference. Raises `CheckpointError`."""
@@ -62,12 +64,15 @@ class SourceTensors:
         return self._tensors[ref]
 
     def _gathered(self, ref: TensorRef, rows: RowMap) -> Tensor:
-        """Made anew at each call: only one tensor's rows are needed at a time."""
-        own, *donors = (
-            self.tensor(plain).view(self.header(plain.model).tensors[plain.name].shape)
-            for plain in (TensorRef(model=ref.model, name=ref.name), *ref.donors)
-        )
-        return gather(rows, own, donors).view(-1)
+        """Made anew unless somebody still holds it: as a rule one tensor's rows are needed at a time."""
+        found = self._gathers.get(ref)
+        if found is None:
+            own, *donors = (
+                self.tensor(plain).view(self.header(plain.model).tensors[plain.name].shape)
+                for plain in (TensorRef(model=ref.model, name=ref.name), *ref.donors)
+            )
+            found = self._gathers[ref] = gather(rows, own, donors).view(-1)
+        return found
 
     def forget_tensors(self) -> None:
         """Let go of every tensor handed out so far, but not of what is known about the models."""

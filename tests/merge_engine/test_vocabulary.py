@@ -289,3 +289,22 @@ def test_what_all_encode_alike_the_union_encodes_so(kind: str) -> None:
                 changed += tokens[2] != tokens[0]
     assert alike > 100
     assert (changed == 0) == (kind == "unigram")  # the others make use of their new tokens
+
+
+def test_gathered_rows_live_as_long_as_they_are_held(models: Path) -> None:
+    import gc
+    import weakref
+
+    from merge_engine.plan import make_plan
+    from merge_engine.source_tensors import SourceTensors
+
+    sources = SourceTensors()
+    entries = [{"model": str(models / name), "parameters": {"weight": 1}} for name in "ab"]
+    recipe = parse_recipe({"merge_method": "linear", "models": entries, "tokenizer_source": "union"})
+    ref = make_plan(recipe, sources.header).jobs[0].sources[1]
+    held = sources.tensor(ref)
+    assert sources.tensor(ref) is held
+    gone = weakref.ref(held)
+    del held
+    gc.collect()
+    assert gone() is None
