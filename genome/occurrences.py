@@ -73,15 +73,20 @@ class Walk:
             self.occurrences.append(Occurrence(key=target.key, where=where))
             yield where, target
         elif isinstance(target, Choose):
-            if target.key in self._open:
-                return
-            self.occurrences.append(Occurrence(key=target.key, where=where))
-            self._open.append(target.key)
-            for i, option in enumerate(target.options):
-                yield from self._variants(option, f"{where}.choose[{i}]")
-            self._open.pop()
+            for path, option in self._options(target, where):
+                yield from self._variants(option, path)
         elif not isinstance(target, Ref):
             yield where, target
+
+    def _options(self, hole: Choose, where: str) -> Iterator[tuple[str, Node]]:
+        """The alternatives with their paths, noting the hole."""
+        if hole.key in self._open:
+            return
+        self.occurrences.append(Occurrence(key=hole.key, where=where))
+        self._open.append(hole.key)
+        for i, option in enumerate(hole.options):
+            yield f"{where}.choose[{i}]", option
+        self._open.pop()
 
     def _texts(self, node: Node, where: str) -> tuple[str, ...]:
         return tuple(found for _, found in self._variants(node, where) if isinstance(found, str))
@@ -202,7 +207,7 @@ class Walk:
         if isinstance(hole, Search) or (isinstance(hole, Choose) and hole.plain):
             self.occurrences.append(replace(context, key=hole.key, where=where))
         elif isinstance(hole, Choose):
-            for path, option in self._variants(hole, where):
+            for path, option in self._options(hole, where):
                 self._value(option, path, context)
         elif isinstance(hole, tuple):
             for i, entry in enumerate(hole):
@@ -212,7 +217,7 @@ class Walk:
         """An entry of a list: with a filter and a value, or a node of a gradient."""
         hole = self._holes.get(node.name) if isinstance(node, Ref) else node
         if isinstance(hole, Choose) and not hole.plain:
-            for path, option in self._variants(hole, where):
+            for path, option in self._options(hole, where):
                 self._listed(option, path, i, context)
         elif isinstance(hole, Mapping):
             parts = self._texts(hole.get("filter"), f"{where}.filter")

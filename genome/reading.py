@@ -69,10 +69,11 @@ class _Reader:
 
     def settled(self) -> Mapping[int, float]:
         """What was read, with the nodes of gradients that were only seen at the layers."""
+        seen = set(self._places)
         for nodes, samples in self._gradients.values():
             guess = [node if isinstance(node, float) else float(self._start[node[1]]) for node in nodes]
             for node, value in zip(nodes, _fitted(samples, guess), strict=True):
-                if not isinstance(node, float):
+                if not isinstance(node, float) and node[1] not in seen:
                     self._note(*node, value)
         return self._places
 

@@ -34,7 +34,8 @@ class RandomTemplate:
             data["base_model"] = "root"
         body = self._models if self._is(0.6) else self._slices
         data |= body(method)
-        if self._is(0.6):
+        wanted = [p for p in METHODS[method].parameters if p.scope == "global" and p.default is None]
+        if wanted or self._is(0.6):
             data["parameters"] = self._parameters(method, "global")
         if self._is(0.02):
             data[pick.choice(["dtype", "models", "parameters", "nonsense"])] = self._nonsense()
@@ -45,9 +46,10 @@ class RandomTemplate:
         return {"models": self._chosen(entries, lambda: entries[: max(1, len(entries) - 1)])}
 
     def _some_models(self, method: str) -> tuple[str, ...]:
-        most = METHODS[method].max_models or len(MODELS)
+        least, most = METHODS[method].min_models, METHODS[method].max_models or len(MODELS)
         base = ("root",) if self._is(0.3) and METHODS[method].takes_base else ()
-        return base + MODELS[: self._random.randint(1, min(most, len(MODELS)))]
+        count = self._random.randint(least, min(most, len(MODELS)))
+        return base + MODELS[: count if self._is(0.95) else 1]
 
     def _model(self, name: str) -> object:
         return {"choose": [name, "d"]} if self._is(0.05) else name
@@ -80,7 +82,7 @@ class RandomTemplate:
         for parameter in METHODS[method].parameters:
             if parameter.scope == scope and (parameter.default is None or self._is(0.6)):
                 found[parameter.name] = self._parameter(parameter.name, parameter.kind)
-        if self._is(0.1):
+        if self._is(0.02):
             found[self._random.choice(["density", "weight", "rescale"])] = self._value(0.2, 1.0)
         return found
 

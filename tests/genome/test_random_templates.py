@@ -67,6 +67,6 @@ def test_random_templates_and_vectors() -> None:
             seen["refused file"] += 1
             continue
         seen[check(space, somewhere(space, random), seed)] += 1
-    assert seen["there and back"] > TEMPLATES / 3
-    assert seen["no way back"] < TEMPLATES / 100
+    assert seen["there and back"] > TEMPLATES / 2
+    assert seen["no way back"] < TEMPLATES / 500  # ends of gradients that the layers do not settle
     assert seen["refused"] > 0
