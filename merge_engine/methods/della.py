@@ -32,9 +32,8 @@ from merge_engine.methods.task_vectors import (
 )
 from merge_engine.row_ranks import LEVELS, STRIDE, row_length
 
-_RUN_ELEMENTS = (
-    2**21
-)  # places in twice as many, times the inverse of a row's length, give the row exactly in fp32
+_RUN_ELEMENTS = 2**21  # in twice as many, a place times 1 / row length gives the row exactly in fp32
+_RUN_ROWS = 2**13  # a run touches one more at most; kernels are compiled for one size of their thresholds
 _LEAST_SUM = 1e-7  # task vectors of less are not rescaled
 
 
@@ -55,7 +54,7 @@ def _terms(
 
     Short tensors: ``fields`` are uniforms, fp32 of shape (N,), ``ranks`` how many of the `LEVELS` thresholds
     of its row each element reaches, uint8 of shape (N,), and ``place`` is None. Long ones: the keys of the
-    fields, the thresholds of the rows that the run touches, `STRIDE` for each, and `_place` of the run.
+    fields, the thresholds of the rows that the run touches (`_table`), and `_place` of the run.
     """
     starts_N = None if place is None else _row_starts(first, sources[0].numel(), *place[1:])
     terms = []
@@ -153,15 +152,24 @@ def _calls(group: Group) -> Iterator[Call]:
         keys = tuple(torch.tensor(tensor.key(m, block), dtype=torch.int32) for m in models)
         row, in_row = divmod(start, columns)
         rows = slice(row * STRIDE, ((stop - 1) // columns + 1) * STRIDE)
-        thresholds = tuple(tensor.ranks(m).thresholds[rows].clone() for m in models)
+        thresholds = tuple(_table(tensor.ranks(m).thresholds[rows]) for m in models)
         place = _place(start % FIELD_ELEMENTS, in_row, stop - start, columns)
         yield Call(start=start, stop=stop, arguments=(weights_M, keys, thresholds, place, *rest))
 
 
 def _runs(elements: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Runs short enough for `_row_starts`; a row longer than that has its runs for itself."""
+    """Runs short enough for `_row_starts` and `_table`; a row longer than that has its runs for itself."""
+    step = min(_RUN_ELEMENTS, _RUN_ROWS * columns)
     row_ends = range(0, elements, columns) if columns > _RUN_ELEMENTS else ()
-    yield from itertools.pairwise(sorted({*range(0, elements, _RUN_ELEMENTS), *row_ends, elements}))
+    blocks = range(0, elements, FIELD_ELEMENTS)
+    yield from itertools.pairwise(sorted({*range(0, elements, step), *row_ends, *blocks, elements}))
+
+
+def _table(thresholds: Tensor) -> Tensor:
+    """`STRIDE` thresholds for each row of a run, in a tensor that has one size for all runs."""
+    table = torch.empty((_RUN_ROWS + 1) * STRIDE, dtype=thresholds.dtype)
+    table[: thresholds.numel()] = thresholds
+    return table
 
 
 def _place(in_field: int, in_row: int, length: int, columns: int) -> tuple[Tensor, ...]:
