@@ -20,6 +20,7 @@ from evolve.records import CandidateRecord, RunRecord
 from evolve.report.summary import Summary, display_name
 from evolve.report.text import estimate
 from evolve.storage import StoragePath, write_atomically
+from evolve.winners import Winner, documents
 from fitness.results import Report
 from merge_engine.spec import dump_yaml, parse_recipe
 
@@ -31,9 +32,10 @@ class ExportError(EvolveError):
 class BestConfig(Observer):
     """Keeps best_config.yaml at the best candidate so far: the file is never worse than the journal."""
 
-    def __init__(self, storage: StoragePath, seed: int) -> None:
+    def __init__(self, storage: StoragePath, seed: int, winners: Sequence[Winner] = ()) -> None:
         self._storage = storage
         self._seed = seed
+        self._winners = winners
         self._best: CandidateRecord | None = None
 
     def on_start(self, run: RunRecord, replayed: tuple[CandidateRecord, ...]) -> None:
@@ -47,20 +49,31 @@ class BestConfig(Observer):
         best = choose_winner((*known, *records))
         if best is not None and best is not self._best:
             self._best = best
-            write_atomically(self._storage.best_config, config_text(best, self._seed))
+            write_atomically(self._storage.best_config, config_text(best, self._seed, self._winners))
 
 
-def config_text(record: CandidateRecord, seed: int) -> str:
-    """A candidate's recipe as a merge config, with the search file's own names of the models."""
+def config_text(record: CandidateRecord, seed: int, winners: Sequence[Winner] = ()) -> str:
+    """A candidate's recipe as a merge config, with the search file's own names of the models.
+
+    Where it merges the winners of earlier stages, their recipes stand before it, as documents with names, so
+    that the file needs nothing but the original models.
+    """
     score = f"{record.outcome.report.score:.6f}" if isinstance(record.outcome, Scored) else "none"
     return (
         f"# candidate {record.id + 1} ({record.origin}) of a mergevolve search with seed {seed}\n"
         f"# score on the search items: {score}\n"
         f"# merge it with: mergevolve merge best_config.yaml OUT\n"
-    ) + dump_yaml(record.recipe)
+    ) + recipe_text(record, winners)
 
 
-def write_winner(record: CandidateRecord, summary: Summary, out: Path) -> None:
+def recipe_text(record: CandidateRecord, winners: Sequence[Winner]) -> str:
+    """A candidate's recipe as YAML: one document, or several in the order in which they run."""
+    return "---\n".join(dump_yaml(document) for document in documents(record.recipe, winners))
+
+
+def write_winner(
+    record: CandidateRecord, summary: Summary, out: Path, winners: Sequence[Winner] = ()
+) -> None:
     """Merge the candidate into the model folder ``out``, with a model card, exactly as the search scored it.
 
     A folder that an earlier call wrote is replaced once the new one is complete.
@@ -77,23 +90,25 @@ def write_winner(record: CandidateRecord, summary: Summary, out: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         write_model(Engine(seed=summary.run.seed), parse_recipe(record.recipe), fresh)
-        write_atomically(fresh / "README.md", model_card(record, summary, title=out.name))
+        write_atomically(fresh / "README.md", model_card(record, summary, out.name, winners))
         _replace(out, fresh)
     except (MergeError, StorageError, OSError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise ExportError(_export_failure(out, error)) from error
 
 
-def is_written(record: CandidateRecord, summary: Summary, out: Path) -> bool:
+def is_written(record: CandidateRecord, summary: Summary, out: Path, winners: Sequence[Winner] = ()) -> bool:
     """Whether ``out`` is what `write_winner` would write now; its card, written last, tells."""
     card = out / "README.md"
-    return card.is_file() and card.read_text(encoding="utf-8") == model_card(record, summary, title=out.name)
+    if not card.is_file():
+        return False
+    return card.read_text(encoding="utf-8") == model_card(record, summary, out.name, winners)
 
 
-def model_card(record: CandidateRecord, summary: Summary, *, title: str) -> str:
+def model_card(record: CandidateRecord, summary: Summary, title: str, winners: Sequence[Winner] = ()) -> str:
     """The README.md of the exported model: front matter for the hub, how it came about, what it scored."""
     recipe = parse_recipe(record.recipe)
-    models = list(recipe.model_references())
+    models = _original_models(record, winners)
     front = dump_yaml({"base_model": models, "library_name": "transformers", "tags": ["merge", "mergevolve"]})
     sources = "\n".join(f"- `{model}`" for model in models)
     return f"""---
@@ -114,13 +129,21 @@ Method: `{recipe.merge_method}`.
 ## Recipe
 
 ```yaml
-{dump_yaml(record.recipe)}```
+{recipe_text(record, winners)}```
 
 ## Reproduce
 
 Save the recipe as `recipe.yml`, then `mergevolve merge recipe.yml OUT --random-seed {summary.run.seed}`.
 Versions: {", ".join(f"{name} {version}" for name, version in sorted(summary.run.versions.items()))}.
 """
+
+
+def _original_models(record: CandidateRecord, winners: Sequence[Winner]) -> list[str]:
+    """What everything was merged from, in order of appearance; earlier winners are no originals."""
+    recipes = [parse_recipe(document) for document in documents(record.recipe, winners)]
+    made = {recipe.name for recipe in recipes if recipe.name is not None}
+    references = [reference for recipe in recipes for reference in recipe.model_references()]
+    return [name for name in dict.fromkeys(references) if name.partition("+")[0] not in made]
 
 
 def _scores(record: CandidateRecord, summary: Summary) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evolve.ledger import recipe_digest
 from evolve.space import SearchSpace
 from genome.box import Vector
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import MergeError, PlanError, Problem, RecipeError
 from merge_engine.plan import make_plan
 from merge_engine.sources import open_source
-from merge_engine.spec.recipe import Recipe, parse_recipe
+from merge_engine.spec.recipe import Recipe, parse_recipe, recipe_data
 from merge_engine.spec.yaml_io import load_yaml
 
 _REMEDY = "name a file with one merge config, such as the best_config.yaml of an earlier search"
@@ -25,6 +26,11 @@ class InitialRecipe:
     file: str
     recipe: Recipe
     vector: Vector | None
+
+    @property
+    def digest(self) -> str:
+        """Of the recipe's content."""
+        return recipe_digest(recipe_data(self.recipe)).hex()
 
 
 def read_initial(

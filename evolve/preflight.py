@@ -106,17 +106,40 @@ def inspect(
     space = None if problems else _space(search_file, headers, problems)
     if space is None:
         raise PreflightError(options.search_file, problems)
-    search_file = _overridden(search_file, options)
     budget = search_file.budget
     return Ready(
-        search_file=search_file,
+        search_file=_overridden(search_file, options),
         space=space,
         suite=suite_spec(search_file, options),
         headers=headers,
         initial=place_initial(recipes, space),
-        max_fevals=options.max_fevals or budget.candidates or DEFAULT_MAX_FEVALS,
+        max_fevals=options.max_fevals or max_fevals(search_file),
         time_limit_s=options.timeout_s or (None if budget.hours is None else budget.hours * 3600),
     )
+
+
+def inspect_without_models(options: SearchOptions, text: str) -> SearchFile:
+    """Check what can be known of a stage's search file before its models are there.
+
+    Returns:
+        the search file with the command line's overrides in it.
+
+    Raises:
+        PreflightError: with all problems of the search file and the tasks.
+    """
+    problems: list[Problem] = []
+    search_file = _parse(text, problems)
+    problems += _task_problems(_named_tasks(_plain(text)), options)
+    if search_file is not None and not options.allow_benchmarks:
+        problems += benchmark_problems(search_file)
+    if search_file is None or problems:
+        raise PreflightError(options.search_file, problems)
+    return _overridden(search_file, options)
+
+
+def max_fevals(search_file: SearchFile) -> int:
+    """How many candidates the search file asks for."""
+    return search_file.budget.candidates or DEFAULT_MAX_FEVALS
 
 
 def suite_spec(search_file: SearchFile, options: SearchOptions) -> SuiteSpec:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from evolve.journal import read_journal
 from evolve.report import text
 from evolve.report.summary import Summary, display_name, summarise
+from evolve.stage_paths import StageState, current_stage, stage_states
 from evolve.storage import StoragePath
-from genome.errors import SearchFileError
-from genome.parse import parse_search_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,8 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """``total`` is the budget in the kept search file, or None; ``running``: is a driver at work?"""
+    """``total`` is the budget in the kept search file, or None; ``running``: is a driver at work?
 
+    Of a search in ``stages`` the rest is about the last one that has begun.
+    """
+
+    stages: tuple[StageState, ...]
     summary: Summary
     total: int | None
     running: bool
@@ -35,11 +38,14 @@ def read_status(folder: Path) -> Status:
         JournalError: there is no journal in ``folder``, or it is damaged.
     """
     storage = StoragePath(folder)
-    summary = summarise(read_journal(storage.journal))
+    stages = stage_states(storage)
+    current = current_stage(stages)
+    summary = current.summary or summarise(read_journal(current.storage.journal))
     ends = [record.measured.started_s + record.measured.wall_s for record in summary.candidates]
     return Status(
+        stages=stages,
         summary=summary,
-        total=_budget(storage.search_file),
+        total=current.total,
         running=storage.is_locked(),
         silent_s=max(0.0, time.time() - max(ends)) if ends else None,
         has_model=storage.final_model.is_dir(),
@@ -64,11 +70,12 @@ def lines(status: Status) -> list[str]:
     summary = status.summary
     total = "" if status.total is None else f" of {status.total}"
     state = "running" if status.running else "not running"
-    said = [f"{state}; {len(summary.evaluated)}{total} candidates done, {len(summary.failures)} failed"]
+    said = text.stage_lines(status.stages) if len(status.stages) > 1 else []
+    said.append(f"{state}; {len(summary.evaluated)}{total} candidates done, {len(summary.failures)} failed")
     if summary.repeats:
-        said[0] += f", {summary.repeats} not scored again"
+        said[-1] += f", {summary.repeats} not scored again"
     if status.running and status.silent_s is not None:
-        said[0] += f", the last one {text.duration(status.silent_s)} ago"
+        said[-1] += f", the last one {text.duration(status.silent_s)} ago"
     if summary.best is not None:
         best, source = summary.best, summary.best_source
         said.append(
@@ -90,11 +97,3 @@ def _left_s(status: Status) -> float | None:
     if not status.running or status.total is None or not done:
         return None
     return status.summary.elapsed_s / done * max(0, status.total - done)
-
-
-def _budget(search_file: Path) -> int | None:
-    """The kept search file has the budget that the search was last started with."""
-    try:
-        return parse_search_file(search_file.read_text(encoding="utf-8")).budget.candidates
-    except (OSError, SearchFileError):
-        return None

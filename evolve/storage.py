@@ -21,6 +21,7 @@ from evolve.errors import SearchChangedError, StorageError, StorageLockedError
 _LOCK_NAME = ".lock"
 _SEARCH_NAME = "search.yml"
 _JOURNAL_NAME = "journal.jsonl"
+_STAGES_NAME = "stages"
 
 
 class StoragePath:
@@ -35,6 +36,10 @@ class StoragePath:
         self.report = folder / "report.html"
         self.logs = folder / "logs"
         self._lock_file = folder / _LOCK_NAME
+
+    def stage(self, name: str) -> StoragePath:
+        """Where a stage that is not the last one lies: a storage path of its own, inside this one."""
+        return StoragePath(self.folder / _STAGES_NAME / name)
 
     def check_usable(self) -> None:
         """Refuse a folder with other people's things in it.

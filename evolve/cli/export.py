@@ -20,11 +20,13 @@ def command(folder: Path, out: Path) -> None:
         from evolve.journal import read_journal
         from evolve.ledger import choose_winner
         from evolve.report.summary import summarise
+        from evolve.stage_paths import winners_before_last
         from evolve.storage import StoragePath
 
-        summary = summarise(read_journal(StoragePath(folder).journal))
+        storage = StoragePath(folder)
+        summary = summarise(read_journal(storage.journal))
         winner = choose_winner(summary.candidates)
         if winner is None:
             raise EvolveError(f"{folder}: no candidate has a score yet, there is nothing to export")
-        write_winner(winner, summary, out)
+        write_winner(winner, summary, out, winners_before_last(storage))
     click.echo(f"wrote {out}: candidate {winner.id + 1} ({winner.origin})")

@@ -53,7 +53,7 @@ class EliteDistribution:
         ends[self._numbers >= self._others] = 1.0  # whatever the rounding
         draws = self._random.uniform(size=(samples, len(ends), 1))
         alternatives = (draws >= ends).sum(axis=2)
-        return [np.asarray(self._lower + row) for row in alternatives]
+        return [self._lower + row.astype(np.float64) for row in alternatives]
 
     def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
         """See `Optimiser.tell`. Failures teach it nothing."""
@@ -70,7 +70,7 @@ class EliteDistribution:
             self._learn()
 
     def mean(self) -> Vector:
-        return self._lower + self._shares.argmax(axis=1)
+        return np.asarray(self._lower + self._shares.argmax(axis=1), dtype=np.float64)
 
     def sigma(self) -> float:
         return float(self.std().mean())

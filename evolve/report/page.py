@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from evolve.report import figures, text
 from evolve.report.summary import Summary, display_name
 from evolve.report.weights import panels
+from evolve.stage_paths import StageState, current_stage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,11 +46,15 @@ $body
 """)
 
 
-def render(summary: Summary, storage_path: Path) -> str:
-    """The whole page for a search; ``storage_path`` is named in the commands that it shows."""
+def render(summary: Summary, storage_path: Path, stages: Sequence[StageState] = ()) -> str:
+    """The whole page for a search; ``storage_path`` is named in the commands that it shows.
+
+    Of a search in ``stages`` it shows how far each is, and all of the last one that has begun: ``summary``.
+    """
     name = storage_path.resolve().name
     sections = [
         f"<h1>Merge search: {escape(name)}</h1>",
+        *_stages_section(stages),
         f'<p class="lead">{escape(headline(summary))}</p>',
         *_search_section(summary),
         *_holdout_section(summary),
@@ -77,6 +83,22 @@ def headline(summary: Summary) -> str:
             sentences[-1] += f", {text.estimate(row.versus_best_source, signed=True)} against {against}"
         sentences[-1] += "."
     return " ".join(sentences)
+
+
+def _stages_section(stages: Sequence[StageState]) -> list[str]:
+    """A row for each stage; those that are over have a report of their own beside their journal."""
+    if len(stages) < 2:
+        return []
+    shown = current_stage(stages)
+    rows = []
+    for stage in stages:
+        link = escape(stage.name)
+        if stage.summary is not None and stage is not stages[-1]:
+            link = f'<a href="stages/{link}/report.html">{link}</a>'
+        here = " (below)" if stage is shown else ""
+        progress = escape(text.stage_progress(stage))
+        rows.append(f'<tr><td>{link}{here}</td><td class="text">{progress}</td></tr>')
+    return ["<h2>Stages</h2>", f"<table><tbody>{''.join(rows)}</tbody></table>"]
 
 
 def _search_section(summary: Summary) -> list[str]:

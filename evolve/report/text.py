@@ -10,8 +10,12 @@ from evolve.report.summary import Summary, display_name, is_known
 from evolve.statistics import Estimate, HoldoutTable, TableRow
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
     from rich.table import Table
+
+    from evolve.stage_paths import StageState
 
 
 def console() -> Console:
@@ -97,6 +101,21 @@ def candidates(summary: Summary, count: int = 5) -> Table:
         values = (f"{task.value:.3f}" for task in entry.report.tasks)
         drawn.add_row(number, origin, f"{entry.score:.4f}", *values)
     return drawn
+
+
+def stage_lines(stages: Sequence[StageState]) -> list[str]:
+    """One line for each stage of a search: how far it is, and the best that it found."""
+    return [f"stage {stage.name}: {stage_progress(stage)}" for stage in stages]
+
+
+def stage_progress(stage: StageState) -> str:
+    """``40 of 40 candidates done, best 0.6123 (candidate 17)``."""
+    if stage.summary is None:
+        return "not begun"
+    total = "" if stage.total is None else f" of {stage.total}"
+    said = f"{len(stage.summary.evaluated)}{total} candidates done"
+    best = stage.summary.best
+    return said if best is None else f"{said}, best {best.score:.4f} (candidate {best.record.id + 1})"
 
 
 def failure_lines(summary: Summary) -> list[str]:
