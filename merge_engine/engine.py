@@ -34,13 +34,21 @@ class Engine:
     compile: ``auto`` compiles kernels in the background where that pays (`merge_engine.kernel_library`).
     once: nothing is kept between recipes, and of the sources only what is being merged is in memory: for
     models of any size.
+    allow_crimes: merge models of different architectures where their tensors fit.
     """
 
     def __init__(
-        self, *, seed: int = 0, device: str = "cpu", compile: CompilePolicy = "auto", once: bool = False
+        self,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        compile: CompilePolicy = "auto",
+        once: bool = False,
+        allow_crimes: bool = False,
     ) -> None:
         self._runner = Runner(device=device, policy=compile)
         self._device = device
+        self._allow_crimes = allow_crimes
         self._memory = Passing(seed) if once else Kept(seed)
         self._kept = KeptTensors()
 
@@ -51,7 +59,9 @@ class Engine:
     def plan(self, recipe: Recipe) -> Plan:
         """What `stream` will do. Raises `PlanError`."""
         sources = self._memory.preparation.sources
-        return make_plan(recipe, sources.header, sources.layer_names, sources.alignment)
+        return make_plan(
+            recipe, sources.header, sources.layer_names, sources.alignment, allow_crimes=self._allow_crimes
+        )
 
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a source model, opened once. Raises `CheckpointError`."""

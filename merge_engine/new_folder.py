@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from merge_engine.errors import OutputError
-from merge_engine.shards import synced
+from merge_engine.synced_files import synced
 
 
 @contextmanager

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from merge_engine.checkpoint_header import INDEX_FILE, SINGLE_FILE
 from merge_engine.handover import Handover
+from merge_engine.synced_files import synced, write_json
 from merge_engine.tensor_files import STORED_DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
@@ -101,26 +100,6 @@ def _write_all(
             "weight_map": dict(sorted(weight_map.items())),
         }
         write_json(folder / INDEX_FILE, index)
-
-
-def write_json(file: Path, data: object) -> None:
-    """Write ``data`` as transformers formats its JSON files, and fsync it."""
-    write_text(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write and fsync a text file."""
-    with synced(file) as stream:
-        stream.write(text.encode())
-
-
-@contextmanager
-def synced(file: Path) -> Iterator[BinaryIO]:
-    """A new file that is on the disk when the block is left without an error."""
-    with file.open("xb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _split(specs: Sequence[TensorSpec], shard_bytes: float) -> list[list[TensorSpec]]:

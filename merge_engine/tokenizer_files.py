@@ -9,8 +9,8 @@ from typing import Any
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import CheckpointError
 from merge_engine.new_folder import copy_files
-from merge_engine.shards import write_json, write_text
 from merge_engine.sources import resolve
+from merge_engine.synced_files import write_json, write_text
 from merge_engine.vocabulary.alignment import Alignment
 from merge_engine.vocabulary.chat_templates import FILE as CHAT_TEMPLATE_FILE
 from merge_engine.vocabulary.extension import extended
