@@ -88,6 +88,7 @@ class KernelLibrary:
             entry.is_hopeless = True
             return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _log.info("compiling %s in the background", variant.kernel)
         entry.output = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115
         with tempfile.TemporaryFile(mode="w+", encoding="utf-8") as text:
             text.write(variant.to_json())
