@@ -34,9 +34,8 @@ def layouts_of(ready: Ready) -> Layouts | None:
 
 def _changes_depth(template: Template, ready: Ready) -> bool:
     """Whether slices have holes, or all candidates have another depth than the model."""
-    searched = any(place.parameter is None and ".slices" in place.where for place in template.occurrences)
     depth = _depth(ready.space.decode(ready.space.start))
-    return searched or depth not in (None, ready.headers[ready.pattern].num_layers)
+    return template.layers_vary or depth not in (None, ready.headers[ready.pattern].num_layers)
 
 
 def _depth(recipe: Recipe) -> int | None:

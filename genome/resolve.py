@@ -92,8 +92,9 @@ class Cutter:
         if "modules" in data:
             return self._modules(data)
         models, slices = data.get("models"), data.get("slices")
-        if isinstance(models, list) and _steps([data]):
+        if slices is None and isinstance(models, list) and _steps(data):
             slices = [self._whole_slice(data, models)]
+            data = {key: value for key, value in data.items() if key != "models"}
         if isinstance(slices, list):
             return self._slices(data, slices)
         everywhere = self._all_layers(models)
@@ -122,9 +123,8 @@ class Cutter:
         if isinstance(shared, dict) and any(len(leaf.column.indices) > 1 for leaf in _all_leaves(data)):
             moved = {name: value for name, value in shared.items() if varies_by_layer(value)}
             shared = {name: value for name, value in shared.items() if name not in moved}
-        rest = {key: value for key, value in data.items() if key != "models"}
         cut = [part for piece in slices for part in self._cut_slice(piece, moved)]
-        return rest | {"slices": cut, "parameters": self._written(shared, _NOWHERE)}
+        return data | {"slices": cut, "parameters": self._written(shared, _NOWHERE)}
 
     def _cut_slice(self, piece: Any, moved: Data) -> Iterator[Any]:
         """The slice in as many parts as its values have steps."""

@@ -50,6 +50,12 @@ class Template:
         """Of the merged model; None takes the models' own."""
         return _text(self.data.get("dtype"))
 
+    @property
+    def layers_vary(self) -> bool:
+        """Whether candidates may differ in which layers they have."""
+        decisive = [place.where for place in self.occurrences if place.parameter is None]
+        return any("slices" in where or where in ("", "modules") for where in decisive)
+
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
