@@ -66,6 +66,12 @@ def _set(key: str, value: object) -> Callable[[dict[str, dict[str, object]]], No
         (_set("shape", "large"), "malformed"),
         (_set("shape", [True, 32]), "malformed"),
         (_set("dtype", "Q4"), "dtype 'Q4'; known: BOOL"),
+        (_set("dtype", ["BF16"]), r"dtype \['BF16'\]; known"),
+        (_set("shape", [1] * 65), "malformed"),
+        (_set("shape", [2**62, 4]), rf"shape \[{2**62}, 4\] \(BF16\) claims 64 bytes"),
+        (_set("shape", [2**40, 2**40, 0]), "claims 64 bytes"),
+        (_set("data_offsets", [0, 64]), r"tensors '.*' and '.*' lie in the same bytes"),
+        (_set("data_offsets", [0, 64, 1]), "malformed"),
     ],
 )
 def test_lying_header_entries(
@@ -86,6 +92,14 @@ def test_lying_header_entries(
         (b"\xff" * 16, "no safetensors file"),
         ((10).to_bytes(8, "little") + b"not json!!", "header is no JSON"),
         ((2).to_bytes(8, "little") + b"[]", "no JSON object"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f" + b"{}", r"header of 9223372036854775807 bytes, file of 10"),
+        ((200_000).to_bytes(8, "little") + b'{"a":' * 40_000, "the safetensors header is no JSON"),
+        (
+            (63).to_bytes(8, "little") + b'{"a": {"shape": []}, "a": {"dtype": "F32", "data_offsets": []}}',
+            "the key 'a' stands twice in one object",
+        ),
+        ((20).to_bytes(8, "little") + b'{"a": ' + b"9" * 13 + b"}", "the header entry of tensor 'a' is malf"),
+        ((4).to_bytes(8, "little") + b"\xff\xfe{}", "the safetensors header is no JSON"),
     ],
 )
 def test_files_that_are_no_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
@@ -95,10 +109,27 @@ def test_files_that_are_no_safetensors(tmp_path: Path, content: bytes, message: 
         open_header(tmp_path)
 
 
-def test_index_must_stay_in_the_folder(folder: Path) -> None:
-    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": {"x": "../other/model.safetensors"}}))
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "..", "a/b.safetensors", ""])
+def test_index_must_stay_in_the_folder(folder: Path, name: str) -> None:
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": {"x": name}}))
     with pytest.raises(CheckpointError, match="leaves the model folder"):
         open_header(folder)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_names_that_no_file_can_have(folder: Path, name: str) -> None:
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(CheckpointError, match="1 of 1 shards are missing"):
+        open_header(folder)
+
+
+def test_files_of_a_folder_may_be_links_as_in_the_hubs_cache(folder: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    folder.rename(blobs)
+    snapshot.mkdir()
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(Path("..") / "blobs" / file.name)
+    assert open_header(snapshot).tensors.keys() == open_header(blobs).tensors.keys()
 
 
 def test_missing_shard_is_named(folder: Path) -> None:
@@ -126,6 +157,9 @@ def test_no_model_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is this a Hugging Face model folder"):
         open_header(tmp_path)
     (tmp_path / "config.json").write_text("[1")
+    with pytest.raises(CheckpointError, match="no JSON"):
+        open_header(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="no JSON"):
         open_header(tmp_path)
     (tmp_path / "config.json").write_text("{}")

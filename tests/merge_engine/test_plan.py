@@ -34,10 +34,9 @@ def linear(*models: str, **parameters: Any) -> dict[str, Any]:
 def test_precedence_of_parameters(tmp_path: Path) -> None:
     a, b = model(tmp_path, "a"), model(tmp_path, "b")
     sources = [
-        {"model": a, "layer_range": [0, 4], "parameters": {"weight": {"filter": "mlp", "value": 0.1}}},
+        {"model": a, "layer_range": [0, 4], "parameters": {"weight": [{"filter": "mlp", "value": 0.1}]}},
         {"model": b, "layer_range": [0, 4]},
     ]
-    sources[0]["parameters"] = {"weight": [{"filter": "mlp", "value": 0.1}]}
     slices = [{"sources": sources, "parameters": {"weight": [{"filter": "self_attn", "value": 0.2}]}}]
     made = plan(
         {"merge_method": "linear", "slices": slices, "parameters": {"weight": 0.3, "normalize": False}}
@@ -164,3 +163,137 @@ def test_planning_reads_no_tensor_data(tmp_path: Path) -> None:
         stream.truncate(8 + length)
         stream.truncate(size)
     assert len(plan(linear(a)).jobs) == len(toy.shapes(toy.config()))
+
+
+def stacks(folder: Path, name: str, settings: dict[str, Any], layers: dict[str, int]) -> str:
+    """A model of one small matrix for each layer, and embeddings, by the prefixes of its stacks."""
+    names = [f"{prefix}{i}.w" for prefix, count in layers.items() for i in range(count)]
+    tensors = {key: torch.zeros(2, 2) for key in ("embed_tokens.weight", *names)}
+    return str(toy.save(folder / name, settings, tensors))
+
+
+def test_layers_for_further_tokens_follow_the_new_ones(tmp_path: Path) -> None:
+    settings = {"num_hidden_layers": 3, "num_nextn_predict_layers": 1}
+    a = stacks(tmp_path, "a", settings, {"model.layers.": 4})
+    slices = [{"sources": [{"model": a, "layer_range": layers}]} for layers in ([0, 3], [1, 3])]
+    made = plan({"merge_method": "passthrough", "slices": slices})
+    origins = {job.name: job.sources[0].name for job in made.jobs}
+    assert origins["model.layers.4.w"] == "model.layers.2.w"
+    assert origins["model.layers.5.w"] == "model.layers.3.w"
+    assert len(origins) == 7
+    slices[0]["sources"][0]["layer_range"] = [0, 4]
+    with pytest.raises(PlanError, match=r"\[0, 4\] is out of range .*layers 0 to 2"):
+        plan({"merge_method": "passthrough", "slices": slices})
+
+
+def test_slices_are_of_the_language_model_and_the_rest_is_kept(tmp_path: Path) -> None:
+    settings = {"text_config": {"num_hidden_layers": 2}, "vision_config": {"depth": 3}}
+    layers = {"model.language_model.layers.": 2, "model.visual.blocks.": 3}
+    a, b = (stacks(tmp_path, name, settings, layers) for name in "ab")
+    slices = [
+        {"sources": [{"model": a, "layer_range": [0, 1]}]},
+        {"sources": [{"model": b, "layer_range": [0, 2]}]},
+    ]
+    made = plan({"merge_method": "passthrough", "slices": slices, "parameters": {"scale": 3.0}})
+    scales = {job.name: (job.sources[0].model, job.values("scale")) for job in made.jobs}
+    assert scales["model.language_model.layers.2.w"] == (b, [3.0])
+    assert scales["model.visual.blocks.2.w"] == (a, [1.0])
+    (stack,) = made.stacks
+    assert (stack.path, stack.old_count, stack.main) == (("model", "language_model", "layers"), 2, True)
+
+
+def test_slices_of_an_encoder_and_a_decoder_need_modules(tmp_path: Path) -> None:
+    settings = {"encoder_layers": 2, "decoder_layers": 3}
+    a = stacks(tmp_path, "a", settings, {"encoder.layers.": 2, "decoder.layers.": 3})
+    piece = {"slices": [{"sources": [{"model": a, "layer_range": [0, 2]}]}]}
+    with pytest.raises(
+        PlanError, match=r"several stacks of layers \(say .* under modules: encoder, decoder\)"
+    ):
+        plan({"merge_method": "passthrough", **piece})
+    with pytest.raises(PlanError, match=r"modules\.decodr: .* has no such part .did you mean decoder"):
+        plan({"merge_method": "passthrough", "modules": {"decodr": piece}})
+    made = plan({"merge_method": "passthrough", "modules": {"decoder": piece, "encoder": piece}})
+    assert len(made.jobs) == 5
+    assert [(stack.path[0], stack.main, len(stack.layers)) for stack in made.stacks] == [
+        ("decoder", False, 2),
+        ("encoder", False, 2),
+    ]
+
+
+def test_a_module_without_layers_has_no_slices(tmp_path: Path) -> None:
+    settings = toy.config()
+    tensors = toy.random_tensors(settings, 0) | {"multi_modal_projector.w": torch.zeros(2, 2)}
+    a = str(toy.save(tmp_path / "a", settings, tensors))
+    piece = {"slices": [{"sources": [{"model": a, "layer_range": [0, 1]}]}]}
+    with pytest.raises(PlanError, match=rf"layer_range: \[0, 1\] is out of range \({a} has no layers there"):
+        plan({"merge_method": "passthrough", "modules": {"multi_modal_projector": piece}})
+
+
+def test_slices_that_hold_no_layers(tmp_path: Path) -> None:
+    a = model(tmp_path, "a")
+    slices = [{"sources": [{"model": a, "layer_range": [2, 2]}]}]
+    with pytest.raises(PlanError, match="slices: no layers are left"):
+        plan({"merge_method": "passthrough", "slices": slices})
+    slices.append({"sources": [{"model": a, "layer_range": [0, 3]}]})
+    assert plan({"merge_method": "passthrough", "slices": slices}).num_layers == 3
+
+
+def test_parameters_of_a_module_stand_between_slice_and_merge(tmp_path: Path) -> None:
+    a = model(tmp_path, "a")  # values as mergekit 0.1.5 gives them
+    source = {"model": a, "layer_range": [0, 4], "parameters": {"weight": [{"filter": "mlp", "value": 3}]}}
+    piece = {"sources": [source], "parameters": {"weight": [{"filter": "embed", "value": 11}]}}
+    module = {"slices": [piece], "parameters": {"weight": [{"filter": "self_attn", "value": 5}]}}
+    made = plan({"merge_method": "linear", "parameters": {"weight": 7}, "modules": {"default": module}})
+    weights = {job.name: job.values("weight") for job in made.jobs}
+    assert weights["model.embed_tokens.weight"] == [11]
+    assert weights["model.layers.0.mlp.up_proj.weight"] == [3]
+    assert weights["model.layers.0.self_attn.q_proj.weight"] == [5]
+    assert weights["lm_head.weight"] == [7]
+
+
+def test_a_base_that_is_not_listed_is_merged_like_the_others(tmp_path: Path) -> None:
+    a, b = model(tmp_path, "a"), model(tmp_path, "b")
+    data = linear(a, weight=5.0) | {"base_model": b, "parameters": {"weight": 2.0}}
+    job = plan(data).jobs[0]  # so does mergekit 0.1.5
+    assert [(ref.model, weight) for ref, weight in zip(job.sources, job.values("weight"), strict=True)] == [
+        (a, 5.0),
+        (b, 2.0),
+    ]
+    slices = [{"sources": [{"model": a, "layer_range": [0, 4]}]}]
+    made = plan({"merge_method": "passthrough", "base_model": b, "slices": slices})
+    assert {ref.model for job in made.jobs for ref in job.sources} == {a}
+    assert made.config_source == b
+
+
+def test_architectures_that_differ_need_a_word(tmp_path: Path) -> None:
+    a, b = model(tmp_path, "a"), model(tmp_path, "b", architectures=["MistralForCausalLM"])
+    with pytest.raises(PlanError, match=rf"{b}: it is a MistralForCausalLM, but {a} .*pass --allow-crimes"):
+        plan(linear(a, b))
+    recipe = parse_recipe(linear(a, b))
+    made = make_plan(recipe, lambda reference: open_header(Path(reference)), allow_crimes=True)
+    assert len(made.jobs) == len(toy.shapes(toy.config()))
+
+
+def test_what_only_another_model_has_is_not_dropped(tmp_path: Path) -> None:
+    a, b = model(tmp_path, "a", tie_word_embeddings=True), model(tmp_path, "b")
+    with pytest.raises(PlanError, match=rf"lm_head\.weight: missing in {a}, but {b} has it"):
+        plan(linear(a, b))
+    vision = {"text_config": {"num_hidden_layers": 2}}
+    c = stacks(tmp_path, "c", vision, {"layers.": 2})
+    d = stacks(tmp_path, "d", vision, {"layers.": 2, "visual.blocks.": 3})
+    with pytest.raises(PlanError, match=rf"visual\.blocks\.0\.w: missing in {c}, but {d} has it"):
+        plan(linear(c, d))
+    recipe = parse_recipe(linear(c, d))
+    made = make_plan(recipe, lambda reference: open_header(Path(reference)), allow_crimes=True)
+    assert len(made.jobs) == 3
+
+
+def test_computed_tensors_need_not_be_in_all_models(tmp_path: Path) -> None:
+    settings = toy.config()
+    tensors = toy.random_tensors(settings, 0)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    a = str(toy.save(tmp_path / "a", settings, tensors | {name: torch.ones(4)}))
+    b = str(toy.save(tmp_path / "b", settings, tensors))
+    kept = {job.name: job for job in plan(linear(a, b)).jobs}[name]
+    assert (kept.method, [ref.model for ref in kept.sources]) == ("passthrough", [a])
+    assert name not in {job.name for job in plan(linear(b, a)).jobs}
