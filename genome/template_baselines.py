@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from genome.box import Vector
 from genome.errors import RefusedRecipe
 from genome.holes import Search
 from genome.same_as import is_model, is_task_arithmetic
-from genome.variables import Described, coordinate
+from genome.variables import Described, coordinate, value_at
 from merge_engine.spec import Recipe
 
 
@@ -35,8 +35,7 @@ class _Space(Protocol):
     @property
     def start(self) -> Vector: ...
     def decode(self, vector: Vector) -> Recipe: ...
-    def written(self, values: list[float]) -> Recipe: ...
-    def contains(self, vector: Vector) -> bool: ...
+    def written(self, values: list[Any]) -> Recipe: ...
 
 
 class TemplateBaselines:
@@ -91,16 +90,16 @@ class TemplateBaselines:
 
     def _uniform(self) -> Baseline:
         """Equal weights, and everything else as the method has it by default."""
+        starts = [
+            value_at(one.hole, place)
+            for one, place in zip(self._space.described, self._space.start.tolist(), strict=True)
+        ]
         values = [
             start if one.neutral is None else one.neutral
-            for one, start in zip(self._space.described, self._space.start.tolist(), strict=True)
+            for one, start in zip(self._space.described, starts, strict=True)
         ]
-        inside = self._space.contains(np.array(values))
-        return Baseline(
-            name="uniform",
-            recipe=self._space.written(values),
-            vector=self._space.start if inside else None,
-        )
+        vector = self._space.start if values == starts else None
+        return Baseline(name="uniform", recipe=self._space.written(values), vector=vector)
 
     def _point(
         self, value: Callable[[Described], float | None], is_wanted: Callable[[Recipe], bool]

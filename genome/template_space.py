@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from genome.baselines import Baseline
 from genome.box import Box, Kind, Vector
@@ -114,11 +115,7 @@ class TemplateSpace:
         except VectorError:
             return None
 
-    def contains(self, vector: Vector) -> bool:
-        """Whether the vector lies within the bounds, on whole numbers where it has to."""
-        return self._box.contains(vector)
-
-    def written(self, values: Sequence[float]) -> Recipe:
+    def written(self, values: Sequence[Any]) -> Recipe:
         """The recipe at the start, with these values of all variables, within their bounds or not."""
         return self._skeleton(self._structure_at(self.start.tolist())).fill(values)
 

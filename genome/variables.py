@@ -64,7 +64,7 @@ class Described:
 
     variable: Variable
     hole: Hole
-    neutral: float | None
+    neutral: Scalar | None
     places: tuple[Occurrence, ...]
 
 
@@ -182,16 +182,14 @@ def _described(name: str, hole: Hole, places: Sequence[Occurrence]) -> Described
     return Described(variable=variable, hole=hole, neutral=neutral, places=tuple(places))
 
 
-def _neutral(hole: Hole, place: Occurrence) -> float | None:
+def _neutral(hole: Hole, place: Occurrence) -> Scalar | None:
     """The value of the uniform merge: weights 1/n, else the method's own default, else the middle."""
     if place.parameter is None or not isinstance(hole, Search):
         return None
     if place.parameter == "weight":
         return 1.0 / place.inputs
     parameter = known_parameter(place)
-    if parameter is None or parameter.default is None:
-        return None
-    return float(parameter.default)
+    return None if parameter is None else parameter.default
 
 
 def known_parameter(place: Occurrence) -> Parameter | None:

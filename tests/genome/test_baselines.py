@@ -9,7 +9,7 @@ import pytest
 
 from genome import Baseline
 from merge_engine.spec import METHODS, parse_recipe, recipe_data
-from tests.genome.made import space
+from tests.genome.made import every_method_space, space
 
 
 def baselines(**changes: Any) -> dict[str, Baseline]:
@@ -33,14 +33,20 @@ def test_names_and_order() -> None:
     ]
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"passthrough"}))
+@pytest.mark.parametrize("method", sorted(name for name in METHODS if METHODS[name].parameters))
 @pytest.mark.parametrize("granularity", [0, 3])
 def test_every_baseline_is_a_valid_recipe_and_its_point_decodes(method: str, granularity: int) -> None:
-    built = space(merge_method=method, layer_granularity=granularity, base_model="root")
+    built = every_method_space(method, granularity)
     for baseline in built.baselines():
         assert parse_recipe(recipe_data(baseline.recipe)) == baseline.recipe
         if baseline.vector is not None:
             parse_recipe(recipe_data(built.decode(baseline.vector)))
+
+
+@pytest.mark.parametrize("method", ["breadcrumbs", "della", "sce", "ram"])
+def test_methods_that_do_not_give_a_source_back_have_no_point_for_it(method: str) -> None:
+    found = every_method_space(method, 0).baselines()
+    assert all(one.vector is None for one in found if one.name.startswith("source:"))
 
 
 def test_a_source_is_that_model_as_it_is() -> None:
