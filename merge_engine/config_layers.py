@@ -41,12 +41,13 @@ class Origin:
 
 def layer_counts(config: Mapping[str, Any]) -> frozenset[int]:
     """Every number that the config, or a config within it, gives for layers."""
-    found = set()
-    for _, node in _nodes(config):
-        for key, value in node.items():
-            if _COUNT_KEY.search(str(key)):
-                found.add(len(value) if isinstance(value, list) else value)
-    return frozenset(value for value in found if _is_count(value))
+    stated = [
+        len(value) if isinstance(value, list) else value
+        for _, node in _nodes(config)
+        for key, value in node.items()
+        if _COUNT_KEY.search(str(key))
+    ]
+    return frozenset(value for value in stated if _is_count(value))
 
 
 def main_count(config: Mapping[str, Any]) -> int | None:
