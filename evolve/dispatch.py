@@ -29,14 +29,17 @@ def run_jobs(
     waiting = deque(jobs)
     running = 0
 
+    def may_go_on() -> bool:
+        return bool(waiting) and not interrupt.requested and may_start()
+
     def fill() -> None:
         nonlocal running
-        while waiting and running < fleet.capacity and not interrupt.requested and may_start():
+        while running < fleet.capacity and may_go_on():
             fleet.submit(waiting.popleft())
             running += 1
 
     fill()
-    while running and not interrupt.requested:
+    while (running or may_go_on()) and not interrupt.requested:  # a fleet may be without workers for a while
         finished = fleet.wait(_POLL_S)
         running -= len(finished)
         fill()  # before `on_done` writes to the slow disk: no worker should wait for that

@@ -38,13 +38,14 @@ class Facts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One recipe's outcome and where its seconds went; ``forward_s`` is the part inside the model's forward
-    passes.
+    passes. ``traceback``: of a failure, for the log.
     """
 
     outcome: Outcome
-    merge_s: float
-    score_s: float
-    forward_s: float
+    merge_s: float = 0.0
+    score_s: float = 0.0
+    forward_s: float = 0.0
+    traceback: str | None = None
 
 
 class Evaluator(Protocol):

@@ -1,29 +1,16 @@
-"""Which Ray cluster to use, and how its cores and GPUs are shared out among the workers."""
+"""Which Ray cluster to use, and the machines in it."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from evolve.errors import FleetError
+from evolve.worker_plan import Node
 
 _OBJECT_STORE_BYTES = 80_000_000  # Ray's least: recipes and reports are all that travels
-_MOST_CPU_WORKERS = 8  # by default, a machine without GPUs; each holds a model of its own
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """What each of ``workers`` gets; ``resources`` is what Ray is asked for."""
-
-    workers: int
-    threads: int
-    device: str
-    memory_share: float  # of a machine's free memory
-    resources: dict[str, float] = field(default_factory=dict)
 
 
 def connect(address: str | None, num_workers: int | None) -> bool:
@@ -65,55 +52,23 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def plan_workers(num_workers: int | None, device: str | None) -> Share:
-    """Share out the cluster that this process is connected to.
-
-    Args:
-        num_workers: None takes one per GPU, or, without GPUs, one per core (at most 8 on each machine).
-        device: "cpu" leaves GPUs alone; None uses them where there are any.
-
-    Raises:
-        FleetError: so many workers do not fit.
-    """
+def alive_nodes() -> list[Node]:
+    """The machines that are in the cluster now, in a fixed order."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    gpus = 0 if device == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
-    if device == "cuda" and not gpus:
-        raise FleetError("workers were asked to use GPUs, but the cluster has none")
-    if gpus:
-        workers = num_workers or gpus
-        if workers > gpus:
-            raise FleetError(f"{workers} workers do not fit on {gpus} GPUs: each takes one of its own")
-        return Share(
-            workers=workers,
-            threads=max(1, sum(cores) // workers),
-            device="cuda",
-            memory_share=1 / max(1, workers // len(nodes)),
-            resources={"num_gpus": 1, "num_cpus": 0},
-        )
-    workers = num_workers or max(1, sum(min(count, _MOST_CPU_WORKERS) for count in cores))
-    threads = threads_per_worker(cores, workers)
-    return Share(
-        workers=workers,
-        threads=threads,
-        device="cpu",
-        memory_share=1 / min(workers, max(cores) // threads),
-        resources={"num_cpus": threads},
+    return sorted(
+        (
+            Node(
+                id=node["NodeID"],
+                host=node["NodeManagerHostname"],
+                cores=int(node["Resources"].get("CPU", 0)),
+                gpus=int(node["Resources"].get("GPU", 0)),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ),
+        key=lambda node: (node.host, node.id),
     )
-
-
-def threads_per_worker(cores: Sequence[int], workers: int) -> int:
-    """The most cores that each of ``workers`` can have, when none may straddle two machines.
-
-    Raises:
-        FleetError: there are fewer cores than workers.
-    """
-    for threads in range(max(cores, default=0), 0, -1):
-        if sum(count // threads for count in cores) >= workers:
-            return threads
-    raise FleetError(f"{workers} workers do not fit on {sum(cores)} cores: each takes at least one")
 
 
 def _cores() -> int:

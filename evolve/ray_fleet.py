@@ -1,27 +1,29 @@
-"""A fleet of Ray actors, one per worker."""
+"""A fleet of Ray actors, one per worker, on the machines that are in the cluster at the time."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from evolve.errors import FleetError, WorkerStartError
-from evolve.evaluator import Evaluation, EvaluatorFactory, Facts, WorkerContext
+from evolve.evaluator import Evaluation, EvaluatorFactory, Facts
+from evolve.failure_log import FailureLog
 from evolve.fleet import Done, Job, WorkerEvent
 from evolve.outcome import Failed, Stage
-from evolve.ray_cluster import Share, connect, disconnect, plan_workers
-from evolve.worker import NotPrepared, Prepared, Worker
+from evolve.ray_cluster import alive_nodes, connect, disconnect
+from evolve.ray_slot import Slot, start_slot
+from evolve.worker import NotPrepared, Prepared
+from evolve.worker_plan import Node, missing_workers, plan_share
 
 _START_LIMIT_S = 3600.0
 _SHORTEST_LIMIT_S = 600.0
 _LIMIT_OVER_PROBE = 20  # a candidate that takes so much longer than the first one did hangs
+_LOOK_AROUND_S = 2.0  # how often machines that came or went are looked for
+_EMPTY_LIMIT_S = 600.0  # how long a cluster may be without workers: spot machines come back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,36 +31,28 @@ class FleetSettings:
     """How many workers, where, and how patient to be with them.
 
     ``num_workers``: None fits the GPUs, or the cores where there is none. ``address``: a running Ray
-    cluster's, None starts one on this machine. ``candidate_limit_s``: a candidate that takes longer counts
-    as hung; None takes 20 times the slowest worker's first candidate, at least ten minutes. ``retries``:
-    new attempts for a candidate whose worker died or hung. ``batch_size``: None takes the smallest that any
-    worker found to fit.
+    cluster's, None starts one on this machine. ``gpus_per_worker``: all on one machine.
+    ``candidate_limit_s``: a candidate that takes longer counts as hung; None takes 20 times the slowest
+    worker's first candidate, at least ten minutes. ``retries``: new attempts for a candidate whose worker
+    died or hung. ``batch_size``: None takes the smallest that any worker found to fit.
     """
 
     num_workers: int | None = None
     address: str | None = None
     device: str | None = None
+    gpus_per_worker: int = 1
     logs: Path | None = None
     candidate_limit_s: float | None = None
     retries: int = 2
     batch_size: int | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class _Slot:
-    """One worker's place in the fleet; the process in it may change. Without ``call`` it is idle."""
-
-    name: str
-    actor: Any
-    call: Any = None  # what the actor works on: its start, or `job`
-    job: Job | None = None
-    started_s: float = 0.0
-    deadline_s: float = 0.0  # on the monotonic clock
-    process: Prepared | None = None
-
-
 class RayFleet:
-    """See `evolve.fleet.Fleet`. Building one starts the workers and waits until all are prepared."""
+    """See `evolve.fleet.Fleet`. Building one starts the workers and waits until all are prepared.
+
+    Machines that join the cluster later get workers of the same share; those of a machine that leaves are
+    gone, and what they were at is done by others.
+    """
 
     def __init__(self, factory: EvaluatorFactory, settings: FleetSettings) -> None:
         """
@@ -70,15 +64,26 @@ class RayFleet:
         self._settings = settings
         self._limit_s = _START_LIMIT_S
         self._queue: deque[Job] = deque()
-        self._attempts: dict[int, int] = {}
+        self._attempts: Counter[int] = Counter()
         self._events: list[WorkerEvent] = []
-        self._slots: list[_Slot] = []
+        self._failures = FailureLog(settings.logs)
+        self._slots: list[Slot] = []
+        self._started = 0
+        self._unfit: set[str] = set()  # machines on which a worker could not be prepared
+        self._look_around_s = 0.0
+        self._empty_since_s: float | None = None
         self._batch_size = settings.batch_size
         self._ours = connect(settings.address, settings.num_workers)
         try:
-            self._share: Share = plan_workers(settings.num_workers, settings.device)
-            self._start_all(self._share.workers)
-            self.facts: tuple[Facts, ...] = self._facts()
+            self._share = plan_share(
+                alive_nodes(),
+                num_workers=settings.num_workers,
+                device=settings.device,
+                gpus_per_worker=settings.gpus_per_worker,
+            )
+            self._start_missing()
+            self._wait_for_all()
+            self.facts: tuple[Facts, ...] = tuple(slot.process.facts for slot in self._slots if slot.process)
             self._settle()
         except BaseException:
             self.close()
@@ -96,22 +101,13 @@ class RayFleet:
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
-        self._attempts[job.id] = 0
         self._assign()
 
     def wait(self, timeout_s: float) -> list[Done]:
-        import ray
-
         end_s = time.monotonic() + timeout_s
         while True:
-            calls = {slot.call: slot for slot in self._slots if slot.call is not None}
-            if not calls:
-                return []
-            patience_s = min([end_s, *(slot.deadline_s for slot in calls.values())]) - time.monotonic()
-            ready, _ = ray.wait(list(calls), num_returns=1, timeout=max(patience_s, 0.0))
-            if len(calls) > 1:  # whatever else is ready by now
-                ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0.0)
-            done = [result for call in ready for result in self._collect(calls[call])]
+            self._look_around()
+            done = [result for slot in self._ready(end_s) for result in self._collect(slot)]
             done += [result for slot in list(self._slots) for result in self._check_hung(slot)]
             self._assign()
             if done or time.monotonic() >= end_s:
@@ -126,12 +122,12 @@ class RayFleet:
         self._queue.clear()
         if not self._ours:
             for slot in slots:
-                self._kill(slot)
+                slot.kill(on_this_machine=False)
             return
         self._ours = False
         disconnect()
         for slot in slots:
-            _kill_process(slot)
+            slot.kill_process()
 
     def __enter__(self) -> RayFleet:
         return self
@@ -139,18 +135,33 @@ class RayFleet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_all(self, workers: int) -> None:
+    def _start_missing(self) -> None:
+        """Start workers where there is room for them."""
+        nodes = [node for node in alive_nodes() if node.id not in self._unfit]
+        present = Counter(slot.node.id for slot in self._slots)
+        for node in missing_workers(self._share, nodes, present):
+            self._slots.append(self._start(f"worker-{self._started}", node))
+            self._started += 1
+
+    def _start(self, name: str, node: Node) -> Slot:
+        return start_slot(
+            name,
+            node,
+            self._share,
+            self._factory,
+            logs=self._settings.logs,
+            batch_size=self._batch_size,
+            limit_s=_START_LIMIT_S,
+        )
+
+    def _wait_for_all(self) -> None:
         import ray
 
-        self._slots = [self._start(f"worker-{number}") for number in range(workers)]
         for slot in self._slots:
             left_s = max(slot.deadline_s - time.monotonic(), 0.0)
             if not ray.wait([slot.call], timeout=left_s)[0]:
                 raise WorkerStartError(f"{slot.name} was not ready after {_START_LIMIT_S:.0f} s")
-            self._on_started(slot, self._result(slot))
-
-    def _facts(self) -> tuple[Facts, ...]:
-        return tuple(slot.process.facts for slot in self._slots if slot.process is not None)
+            self._on_started(slot, slot.result())
 
     def _settle(self) -> None:
         """One batch size for all, since padding reaches the last bit of a score, and a limit for
@@ -164,63 +175,70 @@ class RayFleet:
         usual_s = _LIMIT_OVER_PROBE * max(facts.probe_s for facts in self.facts)
         self._limit_s = self._settings.candidate_limit_s or max(_SHORTEST_LIMIT_S, usual_s)
 
-    def _start(self, name: str) -> _Slot:
+    def _look_around(self) -> None:
+        """Follow the cluster: workers for machines that came, none any more on those that went.
+
+        Raises:
+            FleetError: there have been no workers for long.
+        """
+        now_s = time.monotonic()
+        if self._ours or now_s < self._look_around_s:
+            return
+        self._look_around_s = now_s + _LOOK_AROUND_S
+        alive = {node.id for node in alive_nodes()}
+        for slot in [slot for slot in self._slots if slot.node.id not in alive]:
+            self._lose(slot, f"{slot.node.host} left the cluster")
+        self._start_missing()
+        self._empty_since_s = None if self._slots else self._empty_since_s or now_s
+        if self._empty_since_s is not None and now_s - self._empty_since_s > _EMPTY_LIMIT_S:
+            raise FleetError(f"the cluster has had no machine for workers for {_EMPTY_LIMIT_S:.0f} s")
+
+    def _ready(self, end_s: float) -> list[Slot]:
+        """The slots whose call has ended, after a while if none has yet."""
         import ray
 
-        context = WorkerContext(
-            name=name,
-            threads=self._share.threads,
-            device=self._share.device,
-            memory_share=self._share.memory_share,
-            logs=self._settings.logs,
-        )
-        # max_task_retries stays 0: a candidate is retried by us, on a worker that was prepared again.
-        actor = ray.remote(Worker).options(**self._share.resources).remote(self._factory, context)
-        slot = _Slot(name=name, actor=actor)
-        self._call(slot, actor.prepare.remote(self._batch_size), _START_LIMIT_S)
-        return slot
-
-    def _call(self, slot: _Slot, call: Any, limit_s: float) -> None:
-        slot.call = call
-        slot.started_s = time.time()
-        slot.deadline_s = time.monotonic() + limit_s
+        calls = {slot.call: slot for slot in self._slots if slot.call is not None}
+        limits = [end_s, *(slot.deadline_s for slot in calls.values())]
+        patience_s = max(min(limits) - time.monotonic(), 0.0)
+        if not self._ours:
+            patience_s = min(patience_s, _LOOK_AROUND_S)
+        if not calls:
+            time.sleep(patience_s)
+            return []
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=patience_s)
+        if ready and len(calls) > 1:  # whatever else is ready by now
+            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0.0)
+        return [calls[call] for call in ready]
 
     def _assign(self) -> None:
         for slot in self._slots:
             if slot.call is None and self._queue:
-                slot.job = self._queue.popleft()
-                self._attempts[slot.job.id] += 1
-                call = slot.actor.evaluate.remote(slot.job.recipe, slot.job.split)
-                self._call(slot, call, self._limit_s)
+                job = self._queue.popleft()
+                self._attempts[job.id] += 1
+                slot.evaluate(job, self._limit_s)
 
-    def _result(self, slot: _Slot) -> Any:
-        """What a finished call returned, or why there is nothing: its worker is dead."""
-        import ray
-
-        try:
-            return ray.get(slot.call)
-        except ray.exceptions.RayError as error:
-            *_, reason = str(error).strip().splitlines() or [type(error).__name__]
-            return NotPrepared(reason=f"its process died: {reason}")
-
-    def _collect(self, slot: _Slot) -> Iterable[Done]:
-        result = self._result(slot)
+    def _collect(self, slot: Slot) -> Iterable[Done]:
+        result = slot.result()
         if slot.job is None:
             return self._on_restarted(slot, result)
         if isinstance(result, Evaluation):
             return [self._finish(slot, result)]
-        return self._replace(slot, "died", "worker", "its process died")
+        return self._replace(slot, "died", "worker", "its process died", result.traceback)
 
-    def _check_hung(self, slot: _Slot) -> Iterable[Done]:
+    def _check_hung(self, slot: Slot) -> Iterable[Done]:
         if slot.call is None or time.monotonic() < slot.deadline_s:
             return []
         if slot.job is None:
             return self._on_restarted(slot, NotPrepared(reason=f"not ready after {_START_LIMIT_S:.0f} s"))
-        return self._replace(slot, "hung", "timeout", f"no result within {self._limit_s:g} s")
+        return self._replace(slot, "hung", "timeout", f"no result within {self._limit_s:g} s", None)
 
-    def _finish(self, slot: _Slot, evaluation: Evaluation) -> Done:
+    def _finish(self, slot: Slot, evaluation: Evaluation) -> Done:
         job, slot.job, slot.call = slot.job, None, None
         assert job is not None
+        if isinstance(evaluation.outcome, Failed):
+            failed = evaluation.outcome
+            what = f"candidate {job.id + 1}: {failed.reason}"
+            self._note(slot, failed.stage, what, evaluation.traceback)
         return Done(
             job=job,
             evaluation=evaluation,
@@ -230,23 +248,27 @@ class RayFleet:
             attempts=self._attempts.pop(job.id),
         )
 
-    def _replace(self, slot: _Slot, kind: Any, stage: Stage, what: str) -> Iterable[Done]:
+    def _replace(
+        self, slot: Slot, kind: Literal["died", "hung"], stage: Stage, what: str, traceback: str | None
+    ) -> Iterable[Done]:
         """Start a new process in the slot; its job goes to the front of the queue, or fails for good."""
-        self._events.append(WorkerEvent(worker=slot.name, kind=kind, detail=f"{what}; it is replaced"))
-        self._kill(slot)
+        detail = f"{what} on {slot.node.host}; it is replaced"
+        self._events.append(WorkerEvent(worker=slot.name, kind=kind, detail=detail))
+        slot.kill(on_this_machine=self._ours)
         job = slot.job
         assert job is not None
         done = []
         if self._attempts[job.id] > self._settings.retries:
             reason = f"{what}, on each of {self._attempts[job.id]} attempts"
             failed = Failed(stage=stage, reason=reason)
-            done = [self._finish(slot, Evaluation(outcome=failed, merge_s=0.0, score_s=0.0, forward_s=0.0))]
+            done = [self._finish(slot, Evaluation(outcome=failed, traceback=traceback))]
         else:
+            self._note(slot, stage, f"candidate {job.id + 1}: {what}; it is tried again", traceback)
             self._queue.appendleft(job)
-        self._slots[self._slots.index(slot)] = self._start(slot.name)
+        self._slots[self._slots.index(slot)] = self._start(slot.name, slot.node)
         return done
 
-    def _on_started(self, slot: _Slot, result: Prepared | NotPrepared) -> None:
+    def _on_started(self, slot: Slot, result: Prepared | NotPrepared) -> None:
         """
         Raises:
             WorkerStartError: the worker is not prepared.
@@ -256,31 +278,30 @@ class RayFleet:
             detail = f"ready on {result.host}, process {result.pid}"
             self._events.append(WorkerEvent(worker=slot.name, kind="started", detail=detail))
             return
+        self._note(slot, "start", result.reason, result.traceback)
         where = "" if self._settings.logs is None else f"; see {self._settings.logs / slot.name}.log"
         raise WorkerStartError(f"{slot.name} could not be prepared: {result.reason}{where}")
 
-    def _on_restarted(self, slot: _Slot, result: Prepared | NotPrepared) -> Iterable[Done]:
+    def _on_restarted(self, slot: Slot, result: Prepared | NotPrepared) -> Iterable[Done]:
         """A replacement that cannot be prepared is given up; the search goes on while others work."""
         try:
             self._on_started(slot, result)
         except WorkerStartError as error:
-            self._kill(slot)
-            self._slots.remove(slot)
-            self._events.append(WorkerEvent(worker=slot.name, kind="lost", detail=str(error)))
-            if not self._slots:
+            slot.kill(on_this_machine=self._ours)
+            self._unfit.add(slot.node.id)
+            self._lose(slot, str(error))
+            if not self._slots and self._ours:
                 raise FleetError(f"no worker is left; the last one: {error}") from error
         return []
 
-    def _kill(self, slot: _Slot) -> None:
-        import ray
+    def _lose(self, slot: Slot, why: str) -> None:
+        """The slot is gone for good. Its job is not to blame: it goes to the front and keeps its tries."""
+        self._slots.remove(slot)
+        self._events.append(WorkerEvent(worker=slot.name, kind="lost", detail=why))
+        if slot.job is not None:
+            self._attempts[slot.job.id] -= 1
+            self._queue.appendleft(slot.job)
 
-        ray.kill(slot.actor, no_restart=True)
-        if self._ours:
-            _kill_process(slot)
-
-
-def _kill_process(slot: _Slot) -> None:
-    """A process of this machine that is stopped, or stuck in a C library, does not hear Ray."""
-    if slot.process is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(slot.process.pid, signal.SIGKILL)
+    def _note(self, slot: Slot, stage: str, what: str, traceback: str | None) -> None:
+        host = slot.node.host
+        self._failures.note(worker=slot.name, host=host, stage=stage, what=what, traceback=traceback)

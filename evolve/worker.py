@@ -27,9 +27,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotPrepared:
-    """Why a worker cannot; the traceback is in its log."""
+    """Why a worker cannot."""
 
     reason: str
+    traceback: str | None = None
 
 
 class Worker:
@@ -54,7 +55,7 @@ class Worker:
                 self._evaluator.set_batch_size(batch_size)
         except Exception as error:
             traceback.print_exc()
-            return NotPrepared(reason=one_line(error))
+            return NotPrepared(reason=one_line(error), traceback=traceback.format_exc())
         return Prepared(facts=facts, host=socket.gethostname(), pid=os.getpid())
 
     def set_batch_size(self, batch_size: int) -> None:
@@ -68,7 +69,7 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             failed = Failed(stage="worker", reason=one_line(error))
-            return Evaluation(outcome=failed, merge_s=0.0, score_s=0.0, forward_s=0.0)
+            return Evaluation(outcome=failed, traceback=traceback.format_exc())
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -1,11 +1,18 @@
-"""How a cluster is shared out among workers."""
+"""How the machines of a cluster are shared out among workers."""
 
 from __future__ import annotations
 
 import pytest
 
 from evolve.errors import FleetError
-from evolve.ray_cluster import threads_per_worker
+from evolve.worker_plan import Node, Share, missing_workers, plan_share, threads_per_worker
+
+
+def _nodes(*cores_and_gpus: tuple[int, int]) -> list[Node]:
+    return [
+        Node(id=str(i), host=f"host{i}", cores=cores, gpus=gpus)
+        for i, (cores, gpus) in enumerate(cores_and_gpus)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -30,3 +37,63 @@ def test_workers_get_equal_shares_of_cores_and_none_straddles_machines(
 def test_more_workers_than_cores_are_refused(cores: list[int], workers: int) -> None:
     with pytest.raises(FleetError, match=rf"{workers} workers do not fit on {sum(cores)} cores"):
         threads_per_worker(cores, workers)
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "threads", "fitting"),
+    [
+        ([(2, 0)], None, 1, [2]),
+        ([(16, 0)], None, 2, [8]),
+        ([(64, 0), (16, 0)], None, 8, [8, 2]),
+        ([(16, 0)], 12, 1, [16]),
+        ([(16, 2), (8, 1)], None, 8, [2, 1]),
+        ([(16, 2), (8, 1)], 2, 12, [2, 1]),
+    ],
+)
+def test_every_worker_gets_the_same_share(
+    machines: list[tuple[int, int]], workers: int | None, threads: int, fitting: list[int]
+) -> None:
+    nodes = _nodes(*machines)
+    share = plan_share(nodes, num_workers=workers, device=None)
+    assert share.threads == threads
+    assert [share.fitting(node) for node in nodes] == fitting
+
+
+def test_a_machine_without_gpus_gets_no_worker_among_some_with() -> None:
+    nodes = _nodes((16, 4), (64, 0))
+    share = plan_share(nodes, num_workers=None, device=None, gpus_per_worker=2)
+    assert share.resources == {"num_gpus": 2, "num_cpus": 0}
+    assert [node.host for node in missing_workers(share, nodes, {})] == ["host0", "host0"]
+    assert plan_share(nodes, num_workers=None, device="cpu").gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "gpus", "message"),
+    [
+        ([(8, 0)], None, "cuda", "the cluster has none"),
+        ([(8, 2)], 3, None, "3 workers do not fit on 2 GPUs: each takes 1 of one machine"),
+        ([(8, 1), (8, 1)], None, 2, "1 workers do not fit on 2 GPUs: each takes 2 of one machine"),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused(
+    machines: list[tuple[int, int]], workers: int | None, gpus: object, message: str
+) -> None:
+    device = gpus if isinstance(gpus, str) else None
+    per_worker = gpus if isinstance(gpus, int) else 1
+    with pytest.raises(FleetError, match=message):
+        plan_share(_nodes(*machines), num_workers=workers, device=device, gpus_per_worker=per_worker)
+
+
+def test_workers_start_where_most_room_is_and_never_more_than_asked_for() -> None:
+    share = Share(threads=1, device="cpu", gpus=0, limit=4)
+    nodes = _nodes((2, 0), (4, 0))
+    assert [node.host for node in missing_workers(share, nodes, {})] == ["host1", "host1", "host0", "host1"]
+    assert [node.host for node in missing_workers(share, nodes, {"1": 3})] == ["host0"]
+    assert missing_workers(share, nodes, {"0": 2, "1": 2}) == []
+    assert [node.host for node in missing_workers(share, nodes[:1], {})] == ["host0", "host0"]
+
+
+def test_workers_of_one_machine_share_its_memory() -> None:
+    (node,) = _nodes((8, 0))
+    assert Share(threads=1, device="cpu", gpus=0, limit=2).memory_share(node) == 0.5
+    assert Share(threads=2, device="cpu", gpus=0, limit=None).memory_share(node) == 0.25

@@ -43,7 +43,12 @@ def main(folder: Path, options: Mapping[str, Any]) -> dict[str, object]:
         faults=options.get("faults", {}),
         start_fault=options.get("start_fault", ""),
     )
-    workers = FleetSettings(num_workers=2, logs=storage.logs, candidate_limit_s=options.get("limit_s"))
+    workers = FleetSettings(
+        num_workers=options.get("num_workers", 2),
+        address=options.get("address"),
+        logs=storage.logs,
+        candidate_limit_s=options.get("limit_s"),
+    )
     with storage.lock():
         storage.logs.mkdir(exist_ok=True)
         with RayFleet(factory, workers) as fleet:
