@@ -109,25 +109,26 @@ class _Resolver:
         self._unused = {  # rows of a merged model that no token has: gaps and padding
             model: set(range(count)) - set(vocabularies[model].ids.values()) for model, count in rows.items()
         }
+        self._listed = self._listed_rows()
+        self._found: dict[str, _Parts] = {}
 
     def alignment(self) -> Alignment:
         known = self._vocabularies[self._owner]
+        first_new = known.size
         new = tuple(self._new_tokens(known))
-        ids = {**known.ids, **{token.text: known.size + i for i, token in enumerate(new)}}
-        listed = self._listed()
-        tokens = known.size + len(new)
+        ids = {**known.ids, **{token.text: first_new + i for i, token in enumerate(new)}}
+        tokens = first_new + len(new)
         kept = self._rows.get(self._owner, 0)
         multiple = self._wanted.pad_to_multiple_of
         rows = max(tokens, kept) if multiple is None else -(-tokens // multiple) * multiple
         texts: list[str | None] = [None] * min(rows, max(tokens, kept))
         for token, number in ids.items():
             texts[number] = token
-        elsewhere = [() if text is None else self._elsewhere(text, listed) for text in texts]
-        maps = {model: self._row_map(model, texts, elsewhere, listed, rows) for model in self._rows}
+        maps = {model: self._row_map(model, texts, rows) for model in self._rows}
         return Alignment(
             tokenizer=self._owner,
             new=new,
-            first_new=known.size,
+            first_new=first_new,
             rows=rows,
             maps={model: found for model, found in maps.items() if not found.is_identity(self._rows[model])},
         )
@@ -148,13 +149,13 @@ class _Resolver:
         yield from (token for token in found.values() if not token.added)
         yield from (token for token in found.values() if token.added)
 
-    def _listed(self) -> dict[str, tuple[TokenRows, _Parts]]:
-        """The tokens that the recipe lists, with their rows. Raises `PlanError`."""
+    def _listed_rows(self) -> dict[str, _Parts]:
+        """The rows of the tokens that the recipe lists. Raises `PlanError`."""
         problems: list[Problem] = []
         found = {}
         for token, entry in self._wanted.tokens.items():
             try:
-                found[token] = (entry, self._source(entry))
+                found[token] = self._source(entry)
             except KeyError as error:
                 problems.append(Problem(f"tokenizer.tokens.{token}", str(error.args[0])))
         if problems:
@@ -178,23 +179,21 @@ class _Resolver:
             raise KeyError(f"{source.model} has no token {source.token!r}")
         return ((source.model, row, 1.0),)
 
-    def _elsewhere(self, token: str, listed: Mapping[str, tuple[TokenRows, _Parts]]) -> _Parts:
+    def _elsewhere(self, token: str) -> _Parts:
         """The row of a token in a model that lacks it: as listed, the base's, or the mean of all."""
-        if token in listed:
-            return listed[token][1]
-        holders = [model for model, held in self._held.items() if token in held]
-        if self._base in holders:
-            holders = [self._base]
-        return tuple((model, self._held[model][token], 1.0 / len(holders)) for model in holders)
+        if token in self._listed:
+            return self._listed[token]
+        if token not in self._found:
+            holders = [model for model, held in self._held.items() if token in held]
+            if self._base in holders:
+                holders = [self._base]
+            self._found[token] = tuple(
+                (model, self._held[model][token], 1.0 / len(holders)) for model in holders
+            )
+        return self._found[token]
 
-    def _row_map(
-        self,
-        model: str,
-        texts: Sequence[str | None],
-        elsewhere: Sequence[_Parts],
-        listed: Mapping[str, tuple[TokenRows, _Parts]],
-        rows: int,
-    ) -> RowMap:
+    def _row_map(self, model: str, texts: Sequence[str | None], rows: int) -> RowMap:
+        forced = {token for token, entry in self._wanted.tokens.items() if entry.force}
         held, unused = self._held[model], self._unused[model]
         owners = self._unused.get(self._owner, set())
         own = np.full(rows, NOT_OWN, dtype=np.int64)
@@ -205,10 +204,10 @@ class _Resolver:
                     own[row] = row
                 elif row in owners:
                     parts.append((row, self._owner, row, 1.0))
-            elif text in held and not (text in listed and listed[text][0].force):
+            elif text in held and text not in forced:
                 own[row] = held[text]
             else:
-                parts += [(row, *part) for part in elsewhere[row]]
+                parts += [(row, *part) for part in self._elsewhere(text)]
         donors = list(dict.fromkeys(donor for _, donor, _, _ in parts))
         numbered = [(row, donors.index(donor), donor_row, share) for row, donor, donor_row, share in parts]
         return RowMap(
