@@ -26,7 +26,7 @@ def is_task_arithmetic(recipe: Recipe, base: str, models: Sequence[str], num_lay
         and recipe.merge_method in _PLAIN_SUMS
         and recipe.base_model == base
         and all(
-            {entry.model for entry in inputs} == others | {base}
+            {entry.model for entry in inputs} - {base} == others
             and _is(recipe, "normalize", 0, shared)
             and _keeps_all(recipe, [entry.parameters for entry in inputs], shared)
             and all(_is(recipe, "weight", 1, [e.parameters, *shared]) for e in inputs if e.model != base)

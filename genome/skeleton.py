@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -45,19 +45,25 @@ class Skeleton:
         pool = Pool(len(values))
         self.written = Cutter(pool, facts).cut(data)
         self._constants = pool.constants
+        method = METHODS.get(str(data.get("merge_method")))
+        _refuse([] if method is None else _range_problems(self.written, method, ""))
         try:
             recipe = parse_recipe(_sample(self.written, [*values, *self._constants]))
         except RecipeError as error:
             raise RefusedRecipe(error.problems) from None
-        problems = list(_range_problems(self.written, METHODS[recipe.merge_method], ""))
-        problems += _depth_problems(recipe, facts)
-        if problems:
-            raise RefusedRecipe(list(dict.fromkeys(problems)))
+        _refuse(_depth_problems(recipe, facts))
         self._make = _Makers(pool).recipe(recipe, self.written)
 
     def fill(self, values: Sequence[Scalar]) -> Recipe:
         """The recipe with these values of all variables."""
         return self._make([*values, *self._constants])
+
+
+def _refuse(problems: Iterable[Problem]) -> None:
+    """Raise `RefusedRecipe` with ``problems``, each once, if there are any."""
+    found = list(dict.fromkeys(problems))
+    if found:
+        raise RefusedRecipe(found)
 
 
 def _sample(data: Any, values: Sequence[Scalar]) -> Any:
