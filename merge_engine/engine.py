@@ -137,7 +137,10 @@ class Engine:
             merged_N = self._place(targets, dtypes[1])
             family = FAMILIES[job.method]
             inputs = [JobInputs(job=other, preparation=self._memory.preparation) for other in jobs]
-            can_compile = all(tensor.can_compile for tensor in inputs)
+
+            def can_compile() -> bool:
+                return all(tensor.can_compile for tensor in inputs)
+
             for call in family.calls(Group(tensors=inputs)):
                 self._runner.run(
                     family.kernel, call, merged_N, sources, base_N, dtypes, can_compile=can_compile

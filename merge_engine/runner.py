@@ -45,35 +45,34 @@ class Runner:
         base_N: Tensor | None,
         dtypes: Dtypes,
         *,
-        can_compile: bool,
+        can_compile: Callable[[], bool],
     ) -> None:
         """Merge elements [call.start, call.stop) into ``out_N``. All tensors are flat and of one length.
 
         ``dtypes``: the merge dtype and the dtype of the result, to which values are rounded even where
-        ``out_N`` could hold more.
+        ``out_N`` could hold more. ``can_compile`` is asked where there is a compiled kernel.
         """
         inputs = _Inputs(kernel, call, out_N, tuple(sources), base_N, dtypes)
-        can_compile = can_compile and call.compiles
         if self._device.type == "cpu":
             self._run_on_cpu(inputs, can_compile)
         else:
             self._run_on_device(inputs, can_compile)
 
-    def _run_on_cpu(self, inputs: _Inputs, can_compile: bool) -> None:
+    def _run_on_cpu(self, inputs: _Inputs, can_compile: Callable[[], bool]) -> None:
         call = inputs.call
-        variant = inputs.variant() if can_compile and inputs.length >= COMPILED_FROM_ELEMENTS else None
+        variant = inputs.variant() if call.compiles and inputs.length >= COMPILED_FROM_ELEMENTS else None
         start = call.start
         while start < call.stop:
             compiled = None if variant is None else self._library.find(variant)
-            if compiled is not None:
+            if compiled is not None and can_compile():
                 stop = min(start + COMPILED_RUN_ELEMENTS, call.stop)
                 compiled(flatten((inputs.first(start), inputs.tensors(start, stop))))
             else:
                 stop = min(start + EAGER_RUN_ELEMENTS, call.stop)
-                began_s = time.perf_counter()
+                began_s = time.thread_time()
                 self._run_eagerly(inputs, start, stop)
                 if variant is not None:
-                    self._library.spent(variant, time.perf_counter() - began_s)
+                    self._library.spent(variant, time.thread_time() - began_s)
             start = stop
 
     def _run_eagerly(self, inputs: _Inputs, start: int, stop: int) -> None:
@@ -82,10 +81,10 @@ class Runner:
             out_N, sources, base_N, arguments = inputs.tensors(begin, min(begin + step, stop))
             write(inputs.kernel, out_N, sources, base_N, inputs.first(begin), inputs.dtypes, arguments)
 
-    def _run_on_device(self, inputs: _Inputs, can_compile: bool) -> None:
+    def _run_on_device(self, inputs: _Inputs, can_compile: Callable[[], bool]) -> None:
         call = inputs.call
         worth = self._policy == "always" or inputs.length >= DEVICE_FROM_ELEMENTS
-        compiled = can_compile and worth and self._policy != "never"
+        compiled = call.compiles and worth and self._policy != "never" and can_compile()
         merge = _compiled(inputs.kernel) if compiled else functools.partial(write, inputs.kernel)
         for start in range(call.start, call.stop, DEVICE_RUN_ELEMENTS):
             out_N, *rest = inputs.tensors(start, min(start + DEVICE_RUN_ELEMENTS, call.stop))

@@ -6,10 +6,13 @@ tensors of bfloat16 values, rounded where kernels say so: that takes a quarter o
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MODERATE_WEIGHT, MODERATE_PARAMETER = 2.0**20, 2.0**10  # far above those of any trained model
+_MODERATE_BITS = 0x4980  # of 2.0**20 in bfloat16
+_BLOCK_ELEMENTS = 2**18  # read twice, the second time from the cache
 
 
 def rounded(x_N: Tensor, dtype: torch.dtype) -> Tensor:
@@ -34,8 +37,17 @@ def is_moderate(x_N: Tensor) -> bool:
     """
     if not x_N.numel():
         return True
+    if x_N.dtype == torch.bfloat16:
+        return all(map(_is_moderate_bfloat16, x_N.split(_BLOCK_ELEMENTS)))
     low, high = (x_N.to(torch.float32) if x_N.dtype.itemsize == 1 else x_N).aminmax()
     return bool(low > -MODERATE_WEIGHT) and bool(high < MODERATE_WEIGHT)  # false for NaN
+
+
+def _is_moderate_bfloat16(x_N: Tensor) -> bool:
+    """Signed, the bits are largest for the largest positive; unsigned, for the largest negative."""
+    bits_N = x_N.view(torch.int16).numpy()
+    largest = max(int(bits_N.max()), int(bits_N.view(np.uint16).max()) & 0x7FFF)
+    return largest < _MODERATE_BITS  # those of NaN are larger
 
 
 def read(x_N: Tensor, dtype: torch.dtype) -> Tensor:
