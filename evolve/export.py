@@ -60,7 +60,7 @@ def config_text(record: CandidateRecord, seed: int, winners: Sequence[Winner] = 
     """
     score = f"{record.outcome.report.score:.6f}" if isinstance(record.outcome, Scored) else "none"
     return (
-        f"# candidate {record.id + 1} ({record.origin}) of a mergevolve search with seed {seed}\n"
+        f"# candidate {record.id + 1} ({display_name(record.origin)}) of a mergevolve search with seed {seed}\n"
         f"# score on the search items: {score}\n"
         f"# merge it with: mergevolve merge best_config.yaml OUT\n"
     ) + recipe_text(record, winners)
