@@ -71,29 +71,32 @@ def write_model(
     take it.
     """
     plan = engine.plan(recipe)
-    chosen_template(recipe.chat_template, [])  # refused before any tensor is merged
     specs = [TensorSpec(name=job.name, dtype=engine.result_dtype(job), shape=job.shape) for job in plan.jobs]
     with new_folder(Path(out)) as folder:
+        if copy_tokenizer:  # first: one that cannot be joined is told before long work
+            _write_tokenizer(engine, recipe, plan, folder)
         on_written = _watched(engine, plan, watcher)
         write_shards(folder, specs, engine.stream(recipe), shard_bytes, on_written)
         for name, text in (texts or {}).items():
             write_text(folder / name, text)
-        _write_rest(engine, recipe, plan, folder, copy_tokenizer=copy_tokenizer)
+        _write_configs(engine, plan, folder)
 
 
 def write_prototype(engine: Engine, recipe: Recipe, out: Path) -> None:
     """All of `write_model` but the weights: what a resident model is built from that takes them in memory."""
+    plan = engine.plan(recipe)
     with new_folder(Path(out)) as folder:
-        _write_rest(engine, recipe, engine.plan(recipe), folder)
+        _write_tokenizer(engine, recipe, plan, folder)
+        _write_configs(engine, plan, folder)
 
 
-def _write_rest(
-    engine: Engine, recipe: Recipe, plan: Plan, folder: Path, *, copy_tokenizer: bool = True
-) -> None:
-    if copy_tokenizer:
-        folders = [engine.header(reference).folder for reference in recipe.model_references()]
-        template = chosen_template(recipe.chat_template, folders)
-        write_tokenizer(plan.alignment, template, engine.header, folder)
+def _write_tokenizer(engine: Engine, recipe: Recipe, plan: Plan, folder: Path) -> None:
+    folders = [engine.header(reference).folder for reference in recipe.model_references()]
+    template = chosen_template(recipe.chat_template, folders)
+    write_tokenizer(plan.alignment, template, engine.header, folder)
+
+
+def _write_configs(engine: Engine, plan: Plan, folder: Path) -> None:
     aligned = config_aligner(plan.alignment, plan.config_source, engine.header)
     generation = engine.header(plan.config_source).folder / "generation_config.json"
     if generation.is_file():

@@ -78,8 +78,13 @@ def _folder(reference: str, header_of: HeaderOf) -> Path:
 
 def _write_extended(alignment: Alignment, folder: Path, header_of: HeaderOf, out: Path) -> None:
     names = dict.fromkeys(token.model for token in alignment.new if token.model is not None)
-    donors = {model: json_of(_folder(model, header_of) / TOKENIZER_FILE) for model in names}
-    data = extended(json_of(folder / TOKENIZER_FILE), alignment.new, alignment.first_new, donors)
+    files = {model: _folder(model, header_of) / TOKENIZER_FILE for model in names}
+    donors = {model: json_of(file) for model, file in files.items()}
+    try:
+        data = extended(json_of(folder / TOKENIZER_FILE), alignment.new, alignment.first_new, donors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        among = ", ".join(map(str, (folder / TOKENIZER_FILE, *files.values())))
+        raise CheckpointError(f"one of {among} is no tokenizer that can be joined: {error!r}") from error
     write_json(out / TOKENIZER_FILE, data)
     if (folder / CONFIG_FILE).is_file():
         write_json(out / CONFIG_FILE, _with_added(json_of(folder / CONFIG_FILE), data, alignment))

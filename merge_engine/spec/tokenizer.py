@@ -9,6 +9,7 @@ from merge_engine.errors import Problem
 from merge_engine.spec.reading import Fields, flag, integer, one_of, text
 
 UNION, BASE = "union", "base"
+MOST_PADDED = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def read_tokenizer(fields: Fields, problems: list[Problem]) -> TokenizerRecipe:
     found = TokenizerRecipe(
         source=fields.get("source", text, UNION).removeprefix("model:"),
         tokens=tokens,
-        pad_to_multiple_of=fields.get("pad_to_multiple_of", integer(low=1), None),
+        pad_to_multiple_of=fields.get("pad_to_multiple_of", integer(low=1, high=MOST_PADDED), None),
     )
     listed.finish()
     fields.finish()

@@ -18,7 +18,13 @@ from merge_engine.sources import resolve
 from merge_engine.spec.recipe import Recipe
 from merge_engine.spec.tokenizer import BASE, UNION, ModelRow, TokenizerRecipe, TokenRows
 from merge_engine.vocabulary.row_map import NOT_OWN, PART, RowMap
-from merge_engine.vocabulary.tokens import TOKENIZER_FILE, Vocabulary, read_vocabulary, vocabulary_rows
+from merge_engine.vocabulary.tokens import (
+    TOKENIZER_FILE,
+    Vocabulary,
+    check_token_rows,
+    read_vocabulary,
+    vocabulary_rows,
+)
 
 VocabularyOf = Callable[[Path], Vocabulary]
 _Parts = tuple[tuple[str, int, float], ...]  # model, row, share
@@ -74,6 +80,8 @@ def align(
         rows = {model: vocabulary_rows(header_of(model)) for model in merged}
         if _nothing_to_do(wanted, folders, rows):
             return Alignment(tokenizer=owner)
+        for model, count in rows.items():
+            check_token_rows(header_of(model), count)
         vocabularies = {model: vocabulary_of(folder) for model, folder in folders.items()}
     except CheckpointError as error:
         raise PlanError([Problem("tokenizer", str(error))]) from error

@@ -14,6 +14,7 @@ from merge_engine.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+_MOST_TOKENS = 2**24  # some hundred times what the largest models have
 _OTHER_ROWS = re.compile(r"(^|\.)\d+\.|wpe|position|token_type|segment")  # layers, and tables of other things
 
 
@@ -46,6 +47,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         raise CheckpointError(f"{file}: no tokenizer that can be read: {error!r}") from error
     for number, entry in _later_added(folder).items():
         added.setdefault(entry["content"], number)
+    wrong = next((token for token, number in (ids | added).items() if not 0 <= number < _MOST_TOKENS), None)
+    if wrong is not None:
+        raise CheckpointError(f"{file}: token {wrong!r} has a number outside of 0 to {_MOST_TOKENS - 1}")
     return Vocabulary(ids=ids | added, added=frozenset(added))
 
 
@@ -84,6 +88,14 @@ def vocabulary_rows(header: CheckpointHeader) -> int:
         if isinstance(rows, int) and rows > 0:
             return rows
     raise CheckpointError(f"{header.folder / 'config.json'}: no vocab_size, so its embeddings are not known")
+
+
+def check_token_rows(header: CheckpointHeader, rows: int) -> None:
+    """Raise `CheckpointError` where no tensor has one row for each of ``rows`` tokens."""
+    if not any(has_token_rows(name, info, rows) for name, info in header.tensors.items()):
+        raise CheckpointError(
+            f"{header.folder / 'config.json'}: vocab_size is {rows}, but no embeddings have so many rows"
+        )
 
 
 def has_token_rows(name: str, info: TensorInfo, rows: int) -> bool:

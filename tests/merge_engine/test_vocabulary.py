@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from merge_engine.checkpoint_header import TensorInfo
 from merge_engine.engine import Engine
-from merge_engine.errors import PlanError, RecipeError
+from merge_engine.errors import CheckpointError, PlanError, RecipeError
 from merge_engine.folder import write_model
 from merge_engine.spec.recipe import parse_recipe, recipe_data
 from merge_engine.vocabulary.alignment import NewToken
 from merge_engine.vocabulary.extension import extended
+from merge_engine.vocabulary.tokens import has_token_rows
 from tests.merge_engine import vocabularies
 
 TOKENS_A = ["<s>", "</s>", "<unk>", "▁", "a", "b", "c", "d", "e", "ab", "▁a"]
@@ -212,13 +215,15 @@ def test_the_same_tokenizer_needs_no_rows(models: Path) -> None:
             r"empty: no tokenizer\.json \(no tokenizer, or a slow one only\); load it once",
         ),
         ({"source": "@broken"}, r"tokenizer\.json: no tokenizer that can be read"),
+        ({"source": "@huge"}, r"tokenizer\.json: token 'a' has a number outside of 0 to 16777215"),
         ({"source": "./nowhere"}, r"tokenizer: \./nowhere: no such folder"),
     ],
 )
 def test_what_does_not_fit(models: Path, tmp_path: Path, tokenizer: Any, message: str) -> None:
     (models / "empty").mkdir(exist_ok=True)
-    (models / "broken").mkdir(exist_ok=True)
-    (models / "broken" / "tokenizer.json").write_text('{"model": {"vocab": {"a": "one"}}}')
+    for name, number in (("broken", '"one"'), ("huge", "1000000000000")):
+        (models / name).mkdir(exist_ok=True)
+        (models / name / "tokenizer.json").write_text(f'{{"model": {{"vocab": {{"a": {number}}}}}}}')
     with pytest.raises(PlanError, match=message):
         Merged(models, tmp_path / "out", "a b", "b", base_model="@a", tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
@@ -244,6 +249,55 @@ def test_what_does_not_fit(models: Path, tmp_path: Path, tokenizer: Any, message
 def test_what_the_recipe_may_not_say(models: Path, tmp_path: Path, tokenizer: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Merged(models, tmp_path / "out", "a b", "b", base_model="@a", tokenizer=tokenizer)
+
+
+def test_a_tokenizer_that_cannot_be_joined_is_told_before_the_merge(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models / "b", tmp_path / "b")
+    file = tmp_path / "b" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"model": data["model"] | {"merges": [1]}}))
+    monkeypatch.setattr(Engine, "stream", None)
+    entries = [
+        {"model": model, "parameters": {"weight": 1}} for model in (str(models / "a"), str(tmp_path / "b"))
+    ]
+    recipe = parse_recipe({"merge_method": "linear", "models": entries, "tokenizer_source": "union"})
+    with pytest.raises(CheckpointError, match=r"one of .* is no tokenizer that can be joined: TypeError"):
+        write_model(Engine(), recipe, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_config_that_lies_about_its_vocabulary(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "b", tmp_path / "b")
+    file = tmp_path / "b" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": 12}))
+    entries = [
+        {"model": model, "parameters": {"weight": 1}} for model in (str(models / "a"), str(tmp_path / "b"))
+    ]
+    recipe = parse_recipe({"merge_method": "linear", "models": entries, "tokenizer_source": "union"})
+    with pytest.raises(PlanError, match="vocab_size is 12, but no embeddings have so many rows"):
+        Engine().check(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("model.embed_tokens.weight", (8, 4), True),
+        ("lm_head.weight", (8, 4), True),
+        ("cls.predictions.bias", (8,), True),
+        ("shared.weight", (8, 4), True),
+        ("model.norm.weight", (8,), False),
+        ("model.layers.0.mlp.up_proj.weight", (8, 4), False),
+        ("transformer.wpe.weight", (8, 4), False),
+        ("embeddings.token_type_embeddings.weight", (8, 4), False),
+        ("model.embed_tokens.weight", (9, 4), False),
+        ("scale", (), False),
+    ],
+)
+def test_tensors_with_a_row_for_each_token(name: str, shape: tuple[int, ...], expected: bool) -> None:
+    info = TensorInfo(dtype="F32", shape=shape, file=Path(), begin=0, end=0)
+    assert has_token_rows(name, info, 8) is expected
 
 
 def test_models_whose_rows_differ_in_length_cannot_give_each_other_rows(models: Path, tmp_path: Path) -> None:
