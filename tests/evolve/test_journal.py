@@ -17,10 +17,10 @@ from evolve.outcome import Failed, Scored
 from evolve.records import CandidateRecord, HoldoutRecord, Measured, RunRecord
 from fitness.results import Report, TaskResult
 
-_GOLDEN = Path(__file__).parent / "golden" / "journal-1.jsonl"
+_GOLDEN = Path(__file__).parent / "golden"
 
 RUN = RunRecord(
-    schema=1,
+    schema=2,
     seed=7,
     popsize=4,
     batch_size=64,
@@ -58,6 +58,10 @@ SCORED = CandidateRecord(
     measured=MEASURED,
 )
 FAILED = replace(SCORED, id=1, index=1, origin="sample", outcome=Failed(reason="no room", stage="score"))
+COPY = replace(SCORED, id=2, index=2, origin="sample", copied_from=0)
+REFUSED = replace(
+    SCORED, id=3, index=3, origin="sample", recipe={}, outcome=Failed(reason="no layers", stage="decode")
+)
 HOLDOUT = HoldoutRecord(name="best", candidate_id=0, outcome=Scored(report=REPORT), measured=MEASURED)
 
 
@@ -65,7 +69,7 @@ HOLDOUT = HoldoutRecord(name="best", candidate_id=0, outcome=Scored(report=REPOR
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "journal.jsonl"
     journal = Journal.create(path, RUN)
-    for record in (FAILED, SCORED, HOLDOUT):
+    for record in (FAILED, SCORED, COPY, REFUSED, HOLDOUT):
         journal.append(record)
     journal.close()
     return path
@@ -73,13 +77,22 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_goes_in_comes_out(path: Path) -> None:
     view = read_journal(path)
-    assert (view.run, view.candidates, view.holdout) == (RUN, (FAILED, SCORED), (HOLDOUT,))
+    assert (view.run, view.candidates, view.holdout) == (RUN, (FAILED, SCORED, COPY, REFUSED), (HOLDOUT,))
 
 
-def test_a_journal_of_schema_1_is_read_as_ever_and_written_byte_by_byte_the_same(path: Path) -> None:
-    view = read_journal(_GOLDEN)
-    assert (view.run, view.candidates, view.holdout) == (RUN, (FAILED, SCORED), (HOLDOUT,))
-    assert path.read_bytes() == _GOLDEN.read_bytes()
+def test_only_what_a_worker_did_counts(path: Path) -> None:
+    assert [record.evaluated for record in (FAILED, SCORED, COPY, REFUSED)] == [True, True, False, False]
+    assert read_journal(path).evaluations == 2
+
+
+def test_the_present_schema_is_written_byte_by_byte_the_same(path: Path) -> None:
+    assert path.read_bytes() == (_GOLDEN / "journal-2.jsonl").read_bytes()
+
+
+def test_a_journal_of_schema_1_is_read_as_ever() -> None:
+    view = read_journal(_GOLDEN / "journal-1.jsonl")
+    assert view.run == replace(RUN, schema=1)
+    assert (view.candidates, view.holdout) == ((FAILED, SCORED), (HOLDOUT,))
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
@@ -116,9 +129,9 @@ def test_reading_changes_nothing(path: Path) -> None:
         ),
         ('"id":1,', '"id":0,', r"line 3: candidate 0 is there a second time"),
         (
-            '"schema":1',
             '"schema":2',
-            r"has schema version 2, this program reads version 1: finish the search with",
+            '"schema":3',
+            r"has schema version 3, this program reads versions 1 and 2: finish the search with",
         ),
         ('{"kind":"run"', '{"kind":"holdout"', r"line 1 is damaged \(KeyError"),
     ],
@@ -135,7 +148,7 @@ def test_a_journal_starts_with_its_run_and_has_no_other(path: Path) -> None:
     with pytest.raises(JournalError, match="line 1: the first line, and only that, has to be the run's"):
         read_journal(path)
     path.write_text("".join([*lines, lines[0]]))
-    with pytest.raises(JournalError, match="line 5: the first line, and only that, has to be the run's"):
+    with pytest.raises(JournalError, match="line 7: the first line, and only that, has to be the run's"):
         read_journal(path)
 
 
@@ -154,20 +167,20 @@ def test_a_full_disk_leaves_the_journal_as_it_was_and_usable(path: Path) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
     try:
         with pytest.raises(JournalError, match=r"cannot write to .*: File too large; .* make room"):
-            journal.append(replace(SCORED, id=2))
+            journal.append(replace(SCORED, id=4))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
-    journal.append(replace(SCORED, id=2))
+    journal.append(replace(SCORED, id=4))
     journal.close()
-    assert [record.id for record in read_journal(path).candidates] == [1, 0, 2]
+    assert [record.id for record in read_journal(path).candidates] == [1, 0, 2, 3, 4]
 
 
 def test_every_line_is_synced_before_append_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
     journal = Journal.open(path)
-    journal.append(replace(SCORED, id=2))
+    journal.append(replace(SCORED, id=4))
     assert synced == [path.stat().st_size]
     journal.close()
 
@@ -176,7 +189,7 @@ def test_item_values_that_are_no_numbers_become_missing_ones(path: Path) -> None
     items = (math.nan, math.inf, 1.0)
     task = replace(REPORT.tasks[0], items=items, item_ids=(0, 1, 2))
     journal = Journal.open(path)
-    journal.append(replace(SCORED, id=2, outcome=Scored(report=Report(tasks=(task,)))))
+    journal.append(replace(SCORED, id=4, outcome=Scored(report=Report(tasks=(task,)))))
     journal.close()
     outcome = read_journal(path).candidates[-1].outcome
     assert isinstance(outcome, Scored)
