@@ -15,7 +15,6 @@ from torch import Tensor
 from merge_engine import groups, magnitudes, runner
 from merge_engine.engine import Engine
 from merge_engine.errors import PlanError
-from merge_engine.kernel_library import has_compiler
 from merge_engine.methods import family
 from merge_engine.spec.methods import METHODS
 from merge_engine.spec.recipe import Recipe, parse_recipe
@@ -37,7 +36,7 @@ def recipe(method: str, models: list[str], *, dtype: str = "bfloat16", **paramet
         {"model": source, "parameters": {name: values[i] for name, values in known.items()}}
         for i, source in enumerate(sources)
     ]
-    if method == "slerp":
+    if METHODS[method].parameter("t"):
         parameters = {"t": [0.2, 0.8], **parameters}
     data = {"merge_method": method, "models": entries, "dtype": dtype, "parameters": parameters}
     return parse_recipe({**data, "base_model": base} if METHODS[method].needs_base else data)
@@ -163,58 +162,6 @@ torch.save(dict(Engine(seed=5).stream(job)), {str(tmp_path / "out.pt")!r})
             [sys.executable, "-c", code], input=json.dumps(recipe_data(job)), text=True, check=True
         )
         assert same(torch.load(tmp_path / "out.pt"), merged(Engine(seed=5), job))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("method", METHODS)
-def test_compiled_kernels_give_the_bits_of_eager_ones(
-    models: list[str], monkeypatch: pytest.MonkeyPatch, method: str, dtype: str
-) -> None:
-    for module in (family, groups, runner):
-        monkeypatch.setattr(module, "SHORT_ELEMENTS", 200, raising=False)
-    monkeypatch.setattr(runner, "COMPILED_FROM_ELEMENTS", 20)
-    extra = {
-        name: value
-        for name, value in {"lambda": 0.7, "rescale": True}.items()
-        if METHODS[method].parameter(name)
-    }
-    job = recipe(method, models, dtype=dtype, **extra)
-    assert same(merged(Engine(compile="always"), job), merged(Engine(compile="never"), job))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
-def test_extreme_weights_give_no_nan_compiled_or_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    for module in (family, groups, runner):
-        monkeypatch.setattr(module, "SHORT_ELEMENTS", 200, raising=False)
-    monkeypatch.setattr(runner, "COMPILED_FROM_ELEMENTS", 20)
-    huge, tiny = 2.0**120, 2.0**-133  # what gains and weights leave in bfloat16, and the smallest there is
-    models = _extreme_models(tmp_path, [huge, -huge, 2.0**111, 2.0**-126, tiny, -tiny, 0.0, 1.0])
-    job = recipe(method, models, normalize=True)
-    eager, compiled = (merged(Engine(compile=policy), job) for policy in ("never", "always"))
-    for name, tensor in eager.items():
-        assert bool(tensor.isfinite().all())
-        assert bool(((tensor == compiled[name]) | ((tensor - compiled[name]).abs() <= 2 * tiny)).all())
-
-
-def _extreme_models(folder: Path, values: list[float]) -> list[str]:
-    """A base and three models that hold these values, in different places, in some of their tensors."""
-    settings = toy.config()
-    references = []
-    for seed, name in enumerate(("base", "a", "b", "c")):
-        tensors = toy.random_tensors(settings, seed)
-        chosen = torch.tensor(values, dtype=torch.bfloat16).roll(seed)
-        for key in [key for key in tensors if "mlp" in key]:
-            tensors[key].view(-1)[: len(values)] = chosen
-        references.append(str(toy.save(folder / name, settings, tensors)))
-    return references
 
 
 def test_integer_tensors_are_copied_from_the_base(tmp_path: Path) -> None:
