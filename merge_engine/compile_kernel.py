@@ -50,7 +50,7 @@ def write(
     out_N.copy_(merged_N)
 
 
-class _Program(torch.nn.Module):
+class Program(torch.nn.Module):
     """A variant as a program of tensors alone."""
 
     def __init__(self, variant: Variant) -> None:
@@ -71,7 +71,7 @@ def build(variant: Variant, library: Path) -> None:
         warnings.simplefilter("ignore")  # of torch's own code
         with torch.no_grad():
             program = torch.export.export(
-                _Program(variant), tuple(tensors), dynamic_shapes=(None, tuple(sizes))
+                Program(variant), tuple(tensors), dynamic_shapes=(None, tuple(sizes))
             )
             built = torch._inductor.aot_compile(
                 program.module(),

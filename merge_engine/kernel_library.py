@@ -106,21 +106,19 @@ class KernelLibrary:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 start_new_session=True,
             )
-        weakref.finalize(self, _end, entry.build)
+        weakref.finalize(self, _end, entry.build, entry.output)
 
     def _take(self, variant: Variant, entry: _Entry, build: subprocess.Popen[bytes]) -> None:
         entry.build = None
         entry.compiled = self._load(variant)
         if entry.compiled is None:
             entry.is_hopeless = True
-            assert entry.output is not None
-            entry.output.seek(0)
-            reason = entry.output.read().strip().splitlines()[-1:] or ["no message"]
+            reason = _last_line(entry.output)
             _log.warning(
                 "%s could not be compiled (status %s: %s); merging goes on without",
                 variant.kernel,
                 build.returncode,
-                reason[0],
+                reason,
             )
 
 
@@ -145,7 +143,16 @@ def _is_ours(file: Path) -> bool:
     return not hasattr(os, "getuid") or all(path.stat().st_uid == os.getuid() for path in (file, file.parent))
 
 
-def _end(build: subprocess.Popen[bytes]) -> None:
+def _last_line(output: IO[str] | None) -> str:
+    if output is None:
+        return "no message"
+    with output:
+        output.seek(0)
+        return (output.read().strip().splitlines() or ["no message"])[-1]
+
+
+def _end(build: subprocess.Popen[bytes], output: IO[str]) -> None:
+    output.close()
     if build.poll() is None:
         os.killpg(build.pid, signal.SIGTERM)
         build.wait()

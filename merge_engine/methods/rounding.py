@@ -38,7 +38,7 @@ def is_moderate(x_N: Tensor) -> bool:
     if not x_N.numel():
         return True
     if x_N.dtype == torch.bfloat16:
-        return all(map(_is_moderate_bfloat16, x_N.split(_BLOCK_ELEMENTS)))
+        return all(map(_is_moderate_bfloat16, torch.split(x_N, _BLOCK_ELEMENTS)))
     low, high = (x_N.to(torch.float32) if x_N.dtype.itemsize == 1 else x_N).aminmax()
     return bool(low > -MODERATE_WEIGHT) and bool(high < MODERATE_WEIGHT)  # false for NaN
 
