@@ -9,6 +9,7 @@ from torch import Tensor
 
 from merge_engine.vocabulary.row_map import NOT_OWN, RowMap
 
+_BLOCK_ELEMENTS = 2**15
 _CHUNK_ROWS = 4096  # of mixed rows, which are summed in fp32
 
 
@@ -25,9 +26,17 @@ def gather(rows: RowMap, own: Tensor, donors: Sequence[Tensor]) -> Tensor:
     result[own_R == NOT_OWN] = 0
     _add_mixed(rows, donors, result)
     if rows.padding:
-        content = result[: rows.rows - rows.padding]
-        result[rows.rows - rows.padding :] = content.mean(0)
+        content = rows.rows - rows.padding
+        result[content:] = _mean_row(result[:content])
     return result
+
+
+def _mean_row(rows_RN: Tensor) -> Tensor:
+    """The mean over the rows, in fp32: in blocks that torch sums in one thread, so always the same bits."""
+    total = torch.zeros(rows_RN.shape[1:], dtype=torch.float64)
+    for block in torch.split(rows_RN, max(1, _BLOCK_ELEMENTS // max(1, rows_RN[0].numel()))):
+        total += block.sum(0, dtype=torch.float64)
+    return (total / len(rows_RN)).float()
 
 
 def _add_mixed(rows: RowMap, donors: Sequence[Tensor], result: Tensor) -> None:

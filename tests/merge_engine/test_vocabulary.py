@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from merge_engine.checkpoint_header import TensorInfo
@@ -298,6 +298,45 @@ def test_a_config_that_lies_about_its_vocabulary(models: Path, tmp_path: Path) -
 def test_tensors_with_a_row_for_each_token(name: str, shape: tuple[int, ...], expected: bool) -> None:
     info = TensorInfo(dtype="F32", shape=shape, file=Path(), begin=0, end=0)
     assert has_token_rows(name, info, 8) is expected
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
+def test_the_order_in_which_a_model_numbers_its_tokens_does_not_matter(tmp_path: Path, method: str) -> None:
+    """And an engine that has merged before gives the same bits."""
+    words = [f"w{i}" for i in range(40)]
+    straight, mixed = (
+        vocabularies.bpe(["▁", *order]) for order in (words, random.Random(1).sample(words, 40))
+    )
+    for name, tokenizer, seed in (("base", straight, 0), ("one", straight, 1), ("two", mixed, 1)):
+        vocabularies.model(tmp_path / name, tokenizer, seed, dtype=torch.bfloat16)
+    _renumber(tmp_path / "two", straight.get_vocab(), mixed.get_vocab())
+    engine, results = Engine(compile="never"), []
+    for name in ("one", "two"):
+        recipe: dict[str, Any] = {
+            "merge_method": method,
+            "base_model": str(tmp_path / "base"),
+            "models": [{"model": str(tmp_path / name), "parameters": {"weight": 0.4}}],
+            "tokenizer_source": "base",
+        }
+        if method == "slerp":
+            recipe |= {"models": [{"model": str(tmp_path / name)}], "parameters": {"t": 0.3}}
+        if method == "ties":
+            recipe["models"][0]["parameters"]["density"] = 0.4
+        if method == "linear":
+            recipe["models"].append({"model": str(tmp_path / "base"), "parameters": {"weight": 1.0}})
+        results.append(dict(engine.stream(parse_recipe(recipe))))
+        results.append(dict(engine.stream(parse_recipe(recipe))))
+    for other in results[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in results[0].items())
+
+
+def _renumber(folder: Path, old: dict[str, int], new: dict[str, int]) -> None:
+    """Give the rows of a model's tokens their new numbers."""
+    tensors = load_file(folder / "model.safetensors")
+    rows = [old[token] for token in sorted(new, key=new.__getitem__)]
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][rows].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_models_whose_rows_differ_in_length_cannot_give_each_other_rows(models: Path, tmp_path: Path) -> None:
