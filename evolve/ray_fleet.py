@@ -157,11 +157,16 @@ class RayFleet:
     def _wait_for_all(self) -> None:
         import ray
 
-        for slot in self._slots:
+        for slot in list(self._slots):
             left_s = max(slot.deadline_s - time.monotonic(), 0.0)
             if not ray.wait([slot.call], timeout=left_s)[0]:
                 raise WorkerStartError(f"{slot.name} was not ready after {_START_LIMIT_S:.0f} s")
-            self._on_started(slot, slot.result())
+            result = slot.result()
+            died = isinstance(result, NotPrepared) and result.died
+            if died and not self._ours and len(self._slots) > 1:  # with its machine, it seems
+                self._on_restarted(slot, result)
+            else:
+                self._on_started(slot, result)
 
     def _settle(self) -> None:
         """One batch size for all, since padding reaches the last bit of a score, and a limit for

@@ -48,7 +48,7 @@ class Slot:
             return ray.get(self.call)
         except ray.exceptions.RayError as error:
             *_, reason = str(error).strip().splitlines() or [type(error).__name__]
-            return NotPrepared(reason=f"its process died: {reason}", traceback=str(error))
+            return NotPrepared(reason=f"its process died: {reason}", traceback=str(error), died=True)
 
     def kill(self, *, on_this_machine: bool) -> None:
         """End the actor, and its process if that is here and does not hear Ray."""

@@ -27,10 +27,11 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotPrepared:
-    """Why a worker cannot."""
+    """Why a worker cannot; ``died``: it was never asked, since its process is gone."""
 
     reason: str
     traceback: str | None = None
+    died: bool = False
 
 
 class Worker:

@@ -20,6 +20,8 @@ from evolve.outcome import Scored
 from evolve.records import Split
 from fitness.results import Report, TaskResult
 from genome.box import Kind
+from genome.errors import RefusedRecipe
+from merge_engine.errors import Problem
 from merge_engine.spec.recipe import InputModel, Recipe
 
 _MODELS = ("a", "b", "c")
@@ -58,6 +60,29 @@ class ToySpace:
         ]
         uniform = ToyBaseline(name="uniform", recipe=self.decode(self.start), vector=None)
         return [*sources, uniform]
+
+
+class CoarseSpace(ToySpace):
+    """The same three weights in steps of 1/4: equal recipes come up again and again; one is refused."""
+
+    kinds: tuple[Kind, ...] = ("integer", "integer", "categorical")
+    upper = np.array([4.0, 4.0, 2.0])
+    start = np.array([2.0, 2.0, 2.0])
+
+    def decode(self, vector: NDArray[np.float64]) -> Recipe:
+        if not vector[0] and not vector[1]:
+            raise RefusedRecipe([Problem("models", "a and b have no weight")])
+        return super().decode(vector / 4)
+
+    def encode(self, recipe: Recipe) -> NDArray[np.float64] | None:
+        vector = 4 * np.asarray(super().encode(recipe))
+        inside = np.all(vector % 1 == 0) and np.all(vector <= self.upper)
+        return vector if inside else None
+
+    def baselines(self) -> Sequence[ToyBaseline]:
+        start = ToyBaseline(name="start", recipe=self.decode(self.start), vector=self.start)
+        corner = ToyBaseline(name="corner", recipe=self.decode(self.upper), vector=self.upper)
+        return [start, corner, ToyBaseline(name="again", recipe=start.recipe, vector=None)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
