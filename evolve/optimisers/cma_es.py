@@ -58,7 +58,8 @@ class CmaEs:
         self._unit = np.where(self._whole, 1.0, self._box.upper - self._box.lower)
         self._strategy = self._new_strategy(settings, self._to_pycma(start), run)
         self._announced: list[Vector] = []
-        # A point as the caller knows it -> as pycma knows it, in the order of asking: roundings may be equal.
+        # A point as the caller knows it -> what pycma is told of it, in the order of asking: roundings may be
+        # equal.
         self._own_points: dict[bytes, list[Vector]] = {}
 
     def inject(self, points: Sequence[Vector]) -> None:
@@ -69,9 +70,10 @@ class CmaEs:
         self._strategy.inject([self._within_reach(point) for point in announced], force=True)
         samples = max(self._popsize - len(announced), (self._popsize + 1) // 2)
         own = self._strategy.ask(len(announced) + samples)
-        points = [self._from_pycma(place) for place in own[len(announced) :]]
+        foreign, own = own[: len(announced)], own[len(announced) :]
+        points = [self._from_pycma(place) for place in own]
         self._own_points = {}
-        for point, place in zip([*announced, *points], own, strict=True):
+        for point, place in zip([*announced, *points], [*foreign, *self._centred(own)], strict=True):
             self._own_points.setdefault(point.tobytes(), []).append(place)
         return points
 
@@ -86,9 +88,7 @@ class CmaEs:
         # pycma computes medians and ranges of costs: a failure gets a finite one that is just behind the
         # worst.
         worst = max(finite) + 1.0
-        self._strategy.tell(
-            self._centred([place for place, _ in told]), [min(cost, worst) for _, cost in told]
-        )
+        self._strategy.tell([place for place, _ in told], [min(cost, worst) for _, cost in told])
 
     def mean(self) -> Vector:
         return self._from_pycma(np.asarray(self._strategy.result.xfavorite))
