@@ -54,7 +54,7 @@ def energy(delta: Tensor, mask: Tensor, ties: Tensor, spread: Tensor) -> float:
         return float(delta[mask].double().square().sum())
     squares = delta.square().double()
     tied = spread == spread[ties].max() if bool(ties.any()) else torch.zeros_like(ties)
-    share = float(ties.sum() / tied.sum()) if bool(tied.any()) else 0.0
+    share = int(ties.sum()) / int(tied.sum()) if bool(tied.any()) else 0.0
     return float(squares[mask & ~tied].sum()) + share * float(squares[tied].sum())
 
 

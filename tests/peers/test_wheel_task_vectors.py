@@ -343,3 +343,64 @@ def test_ram(
         nothing = torch.zeros(theirs.numel(), dtype=torch.bool)
         largest = 1.0 + shared.get("r", 0.0) * shared.get("alpha", 0.0)
         compare(ours[name], theirs, largest * sizes(made, name, DTYPES[dtype]), nothing)
+
+
+def kept_by_rank(changed: Tensor, delta: Tensor, buckets: int) -> Tensor:
+    """The share of elements that are changed, by rank within rows: (buckets,), smallest first."""
+    order = delta.abs().argsort(dim=1)
+    kept = changed.double().gather(1, order)
+    return torch.stack([part.mean() for part in kept.chunk(buckets, dim=1)])
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.2), (0.3, 0.0), (0.7, 0.29), (1.0, 0.15)])
+def test_della_in_distribution(tmp_path: Path, rescale: bool, density: float, epsilon: float) -> None:
+    """What is kept of each tenth of the ranks of rows, and by how much it is scaled."""
+    generator = torch.Generator().manual_seed(5)
+    delta = torch.randn(300, 500, generator=generator) * (1 + torch.arange(300.0)).unsqueeze(1)
+    tensors = [torch.zeros_like(delta), delta]
+    folders = [
+        str(toy.save(tmp_path / str(i), toy.config(layers=1), named({"matrix": tensor})))
+        for i, tensor in enumerate(tensors)
+    ]
+    parameters = {"weight": 1.0, "density": density, "epsilon": epsilon}
+    data = {
+        "merge_method": "della_linear",
+        "base_model": folders[0],
+        "models": [{"model": folders[1], "parameters": parameters}],
+        "parameters": {"rescale": rescale},
+        "dtype": "float32",
+    }
+    ours = dict(Engine(compile="never").stream(parse_recipe(data)))["model.layers.0.matrix.weight"]
+    torch.manual_seed(77)
+    theirs = wheel_merge(tensors, "della_linear", {**parameters, "rescale": rescale}, "float32")
+    expected = density + epsilon * torch.linspace(-0.9, 0.9, 10) if density < 1 else torch.ones(10)
+    gains = []
+    for merged in (ours, theirs):
+        found = kept_by_rank(merged != 0, delta, 10)
+        assert found.tolist() == pytest.approx(expected.tolist(), abs=5 * math.sqrt(0.25 / 15_000))
+        factors = (merged / delta)[merged != 0]
+        gains.append(float(factors.median()))
+        assert float(factors.max() - factors.min()) <= 1e-5 * gains[-1]
+    assert gains[0] == pytest.approx(gains[1], rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [{}, {"lambda": 0.7, "normalize": False}, {"rescale": False}])
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_della_that_drops_nothing(
+    models: Callable[[str], Models], method: str, dtype: str, shared: dict[str, Any]
+) -> None:
+    made = models("mixed")
+    own = {"weight": WEIGHTS, "density": (1.0,) * 3}
+    ours = made.ours(method, own, shared, dtype)
+    for name in ("matrix", "long"):
+        theirs = made.theirs(name, method, own, shared, dtype)
+        terms = [
+            delta_N.double() * weight
+            for delta_N, weight in zip(made.deltas(name, DTYPES[dtype]), WEIGHTS, strict=True)
+        ]
+        excused = undecided_N(terms, DTYPES[dtype])
+        if method == "della_linear":
+            excused &= False
+        compare(ours[name], theirs, sizes(made, name, DTYPES[dtype]), excused)
