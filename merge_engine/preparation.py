@@ -137,6 +137,10 @@ class Preparation:
             self._importances[key] = importance(source_N, base_N, shape, dtype)
         return self._importances[key]
 
+    def task_vector(self, source: TensorRef, base: TensorRef, dtype: torch.dtype, where: slice) -> Tensor:
+        """Elements of source - base as formed in ``dtype``."""
+        return self._delta(source, base, dtype)(where)
+
     def geometry(
         self, job: TensorJob, what: tuple[object, ...], find: Callable[[Geometry], Tensor]
     ) -> Tensor:
@@ -240,6 +244,11 @@ class JobInputs:
     def cosine_of_vectors(self, along: Along, least_norm: float) -> Tensor:
         what = ("cosine", along, least_norm)
         return self.preparation.geometry(self.job, what, lambda found: found.cosine(along, least_norm))
+
+    def task_vectors(self, where: slice) -> list[Tensor]:
+        base = self.job.base
+        assert base is not None
+        return [self.preparation.task_vector(source, base, self.dtype, where) for source in self.job.sources]
 
     def importance(self) -> Importance:
         (source,) = self.job.sources

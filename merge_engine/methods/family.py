@@ -98,6 +98,9 @@ class Inputs(Protocol):
     def mean_cosine(self, along: Along) -> Tensor:
         """`merge_engine.geometry.Geometry.mean_cosine` of the sources, or of their task vectors."""
 
+    def task_vectors(self, where: slice) -> list[Tensor]:
+        """Elements of each source's task vector, as the merge dtype holds them. Read anew at each call."""
+
     def importance(self) -> Importance:
         """How much the changes from the base to the only source matter."""
 

@@ -10,6 +10,7 @@ from merge_engine.methods.consensus_ta import CONSENSUS_TA
 from merge_engine.methods.dare import DARE_LINEAR, DARE_TIES
 from merge_engine.methods.della import DELLA, DELLA_LINEAR
 from merge_engine.methods.family import Family
+from merge_engine.methods.iso_c import ISO_C
 from merge_engine.methods.karcher import KARCHER
 from merge_engine.methods.linear import LINEAR
 from merge_engine.methods.model_stock import MODEL_STOCK
@@ -22,6 +23,7 @@ from merge_engine.methods.sce import SCE
 from merge_engine.methods.slerp import SLERP
 from merge_engine.methods.task_arithmetic import TASK_ARITHMETIC
 from merge_engine.methods.ties import TIES
+from merge_engine.methods.tsv_merge import TSV_MERGE
 
 FAMILIES: Mapping[str, Family] = {
     "linear": LINEAR,
@@ -44,5 +46,7 @@ FAMILIES: Mapping[str, Family] = {
     "model_stock": MODEL_STOCK,
     "nearswap": NEARSWAP,
     "arcee_fusion": ARCEE_FUSION,
+    "iso_c": ISO_C,
+    "tsv_merge": TSV_MERGE,
     "passthrough": PASSTHROUGH,
 }

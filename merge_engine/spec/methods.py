@@ -27,6 +27,8 @@ MULTISLERP = "Goddard 2025, https://goddard.blog/posts/multislerp-wow-what-a-coo
 KARCHER = "Wang et al. 2026, LLM Merging on the Fisher-Rao Manifold, arXiv 2603.04972"
 MODEL_STOCK = "Jang et al. 2024, Model Stock, arXiv 2403.19522"
 ARCEE_FUSION = "Arcee AI 2025, https://arcee.ai"
+ISO_C = "Marczak et al. 2025, No Task Left Behind, arXiv 2502.04959"
+TSV_MERGE = "Gargiulo et al. 2025, Task Singular Vectors, arXiv 2412.00081"
 NEARSWAP = "alchemonaut 2024, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
 
 
@@ -448,6 +450,22 @@ METHODS: Mapping[str, Method] = MethodTable(
         base="required",
         max_models=1,
         parameters=(),
+    ),
+    Method(
+        name="iso_c",
+        help="base plus the sum of the task vectors with the singular values of each matrix made equal; "
+        "every candidate decomposes every matrix",
+        paper=ISO_C,
+        base="required",
+        parameters=(_weight(1.5), _LAMBDA),
+    ),
+    Method(
+        name="tsv_merge",
+        help="base plus the leading singular vectors of all task vectors, decorrelated; "
+        "every candidate decomposes every matrix of every model",
+        paper=TSV_MERGE,
+        base="required",
+        parameters=(_weight(1.5), _LAMBDA),
     ),
     Method(
         name="passthrough",
