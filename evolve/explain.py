@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from evolve.optimisers.choice import describe
 from evolve.preflight import PreflightError, read_search_file
-from evolve.search_models import model_facts, named_models, open_models
+from evolve.search_models import as_named, model_facts, named_models, open_models
 from genome.box import Kind
 from genome.build import build_space
 from genome.errors import RefusedRecipe, SearchFileError
@@ -17,10 +18,12 @@ from genome.holes import Choose, Search
 from genome.parse import parse_search_file
 from genome.search_file import GenomeSpec, SearchFile
 from genome.searched import chooses_pairs
+from genome.slice_layout_space import LayoutSpace
 from genome.space import Space
+from genome.stages import WINNER, Stage, read_stages, with_winners
 from genome.template_space import TemplateSpace
 from genome.variables import Described, value_at
-from merge_engine.errors import Problem
+from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec import METHODS, dump_yaml, load_yaml
 
 _HEAD = ("variable", "kind", "values", "start", "feeds")
@@ -34,20 +37,66 @@ def explain(path: Path) -> str:
     the models.
     """
     text = read_search_file(path)
-    problems: list[Problem] = []
     try:
-        search_file = parse_search_file(text)
-        headers = open_models(named_models(load_yaml(text)), problems)
-        if problems:
-            raise SearchFileError(problems)
-        facts = {reference: model_facts(header) for reference, header in headers.items()}
-        space = build_space(search_file, facts)
-    except SearchFileError as error:
+        stages = read_stages(load_yaml(text))
+        return _stages_text(stages) if stages else _search_text(_read(text, as_named))
+    except (SearchFileError, RecipeError) as error:
         raise PreflightError(path, error.problems) from None
-    count = len(space.names)
-    found = describe(space.kinds, search_file.optimizer.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    search_file: SearchFile
+    space: Space
+
+
+def _read(text: str, locate: Callable[[str], str]) -> _Search:
+    """One search; ``locate`` tells where to look for a model."""
+    search_file = parse_search_file(text)
+    problems: list[Problem] = []
+    headers = open_models(named_models(load_yaml(text)), problems, locate)
+    if problems:
+        raise SearchFileError(problems)
+    facts = {reference: model_facts(header) for reference, header in headers.items()}
+    return _Search(search_file=search_file, space=build_space(search_file, facts))
+
+
+def _search_text(search: _Search) -> str:
+    count = len(search.space.names)
+    found = describe(search.space.kinds, search.search_file.optimizer.name)
     head = f"{count} dimension{'' if count == 1 else 's'}: {found}"
-    return "\n\n".join([_long_form(search_file).rstrip(), head, "\n".join(_lines(space))]) + "\n"
+    return (
+        "\n\n".join([_long_form(search.search_file).rstrip(), head, "\n".join(_lines(search.space))]) + "\n"
+    )
+
+
+def _stages_text(stages: Sequence[Stage]) -> str:
+    """Each stage in turn; a winner is taken to be like the models that it is merged from, where it is."""
+    likeness: dict[str, str] = {}
+    parts = []
+
+    def locate(reference: str) -> str:
+        return str(with_winners(reference, likeness.__getitem__))
+
+    for stage in stages:
+        text = dump_yaml(stage.data)
+        unknown = [name for name in stage.needs if name not in likeness]
+        if unknown:
+            form = _long_form(parse_search_file(text)).rstrip()
+            parts.append(f"{form}\n\nThe variables depend on the layers of {WINNER}{unknown[0]}.\n")
+        else:
+            search = _read(text, locate)
+            parts.append(_search_text(search))
+            if not isinstance(search.space, LayoutSpace) and _keeps_layers(search):
+                likeness[stage.name] = locate(search.search_file.genome.pattern)
+    titles = [f"# stage {stage.name}" for stage in stages]
+    return "\n".join(f"{title}\n{part}" for title, part in zip(titles, parts, strict=True))
+
+
+def _keeps_layers(search: _Search) -> bool:
+    """Whether the winner has the layers of the model whose config it has."""
+    genome = search.search_file.genome
+    return isinstance(genome, GenomeSpec) or search.space.decode(search.space.start).slices is None
 
 
 def _long_form(search_file: SearchFile) -> str:
@@ -78,14 +127,16 @@ def _lines(space: Space) -> Iterator[str]:
 
 def _row(one: Described) -> tuple[str, ...]:
     variable, hole = one.variable, one.hole
-    start = _cell(value_at(hole, variable.start))
+    chosen = value_at(hole, variable.start)
+    start = "the first" if isinstance(hole, Choose) and not hole.plain and not hole.init else _cell(chosen)
     feeds = ", ".join(dict.fromkeys(place.where for place in one.places))
     return variable.name, variable.kind, _values(hole), start, feeds
 
 
 def _values(hole: Search | Choose) -> str:
     if isinstance(hole, Choose):
-        return _short(" | ".join(_cell(option) for option in hole.options))
+        plain = all(isinstance(option, str | bool | int | float) for option in hole.options)
+        return _short(" | ".join(map(_cell, hole.options))) if plain else f"{len(hole.options)} alternatives"
     low, high = hole.ends()
     if hole.step is not None:
         return f"{low:g}, {low + hole.step:g}, ..., {high:g}" if hole.steps > 1 else f"{low:g}, {high:g}"

@@ -31,11 +31,10 @@ def measure(dimensions: int) -> Iterator[Timing]:
     """Spaces of about so many dimensions, in several forms."""
     steps = {"merge_method": "ties", "base_model": "base", "models": list(_MODELS), "layer_granularity": 1}
     yield _timing("steps", dimensions, 6, {"genome": steps})
-    yield _timing(
-        "steps with filters", dimensions, 18, {"genome": {**steps, "filters": ["self_attn", "mlp"]}}
-    )
+    filtered = {**steps, "filters": ["self_attn", "mlp"]}
+    yield _timing("steps with filters", dimensions, 18, {"genome": filtered})
     yield _timing("gradients", dimensions, 6, {"genome": {**steps, "smooth": True}})
-    yield _timing("template with choices", dimensions, 3, {"template": _template()})
+    yield _timing("template with choices", dimensions, 6, {"template": _template()})
 
 
 def _template() -> dict[str, object]:
