@@ -15,14 +15,16 @@ from merge_engine.vocabulary.alignment import Alignment
 from merge_engine.vocabulary.chat_templates import FILE as CHAT_TEMPLATE_FILE
 from merge_engine.vocabulary.extension import extended
 from merge_engine.vocabulary.token_ids import renumbered, renumbering, with_rows
-from merge_engine.vocabulary.tokens import CONFIG_FILE, TOKENIZER_FILE, json_of, read_vocabulary
+from merge_engine.vocabulary.tokens import (
+    CONFIG_FILE,
+    SLOW_FILES,
+    TOKENIZER_FILE,
+    json_of,
+    read_vocabulary,
+)
 
 _TEMPLATE_FILES = (CHAT_TEMPLATE_FILE, "chat_template.json")
-_SLOW_FILES = (  # other forms of what is in tokenizer.json: stale once that has more tokens
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
-    "sentencepiece.bpe.model",
-)  # fmt: skip
-TOKENIZER_FILES = (TOKENIZER_FILE, CONFIG_FILE, "special_tokens_map.json", *_SLOW_FILES, *_TEMPLATE_FILES)
+TOKENIZER_FILES = (TOKENIZER_FILE, CONFIG_FILE, "special_tokens_map.json", *SLOW_FILES, *_TEMPLATE_FILES)
 HeaderOf = Callable[[str], CheckpointHeader]
 Config = Mapping[str, Any]
 
@@ -35,7 +37,7 @@ def write_tokenizer(alignment: Alignment, template: str | None, header_of: Heade
     folder = _folder(alignment.tokenizer, header_of)
     left_out = set(_TEMPLATE_FILES) if template is not None else set()
     if alignment.new:
-        left_out |= {TOKENIZER_FILE, CONFIG_FILE, *_SLOW_FILES}
+        left_out |= {TOKENIZER_FILE, CONFIG_FILE, *SLOW_FILES}  # the slow ones have fewer tokens
         _write_extended(alignment, folder, header_of, out)
     copy_files(folder, out, [name for name in TOKENIZER_FILES if name not in left_out])
     if template is not None:

@@ -19,10 +19,10 @@ from merge_engine.spec.recipe import Recipe
 from merge_engine.spec.tokenizer import BASE, UNION, ModelRow, TokenizerRecipe, TokenRows
 from merge_engine.vocabulary.row_map import NOT_OWN, PART, RowMap
 from merge_engine.vocabulary.tokens import (
-    TOKENIZER_FILE,
     Vocabulary,
     check_token_rows,
     read_vocabulary,
+    vocabulary_files,
     vocabulary_rows,
 )
 
@@ -92,8 +92,8 @@ def _nothing_to_do(wanted: TokenizerRecipe, folders: Mapping[str, Path], rows: M
     """Whether all models have the very same tokenizer, and as many rows: told without reading it."""
     if wanted.tokens or wanted.pad_to_multiple_of is not None or len(set(rows.values())) > 1:
         return False
-    files = [folder / TOKENIZER_FILE for folder in folders.values()]
-    return all(file.is_file() for file in files) and len({file.read_bytes() for file in files}) == 1
+    contents = [vocabulary_files(folder) for folder in folders.values()]
+    return bool(contents[0]) and all(content == contents[0] for content in contents)
 
 
 class _Resolver:

@@ -14,6 +14,10 @@ from merge_engine.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+SLOW_FILES = (  # other forms of what is in tokenizer.json
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
 _MOST_TOKENS = 2**24  # some hundred times what the largest models have
 _OTHER_ROWS = re.compile(r"(^|\.)\d+\.|wpe|position|token_type|segment")  # layers, and tables of other things
 
@@ -51,6 +55,12 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     if wrong is not None:
         raise CheckpointError(f"{file}: token {wrong!r} has a number outside of 0 to {_MOST_TOKENS - 1}")
     return Vocabulary(ids=ids | added, added=frozenset(added))
+
+
+def vocabulary_files(folder: Path) -> dict[str, bytes]:
+    """What fixes a folder's vocabulary: tokenizer.json, or where there is none the slow tokenizer's files."""
+    names = (TOKENIZER_FILE,) if (folder / TOKENIZER_FILE).is_file() else SLOW_FILES
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def model_ids(model: Mapping[str, Any]) -> Mapping[str, int]:

@@ -201,6 +201,20 @@ def test_the_same_tokenizer_needs_no_rows(models: Path) -> None:
     assert all(source.rows is None for job in plan.jobs for source in job.sources)
 
 
+def test_the_same_slow_tokenizer_is_copied(models: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        shutil.copytree(models / "a", tmp_path / name)
+        (tmp_path / name / "tokenizer.json").unlink()
+        (tmp_path / name / "tokenizer.model").write_bytes(b"pieces")
+    entries = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in "ab"]
+    recipe = parse_recipe({"merge_method": "linear", "models": entries, "tokenizer_source": "union"})
+    write_model(Engine(), recipe, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"pieces"
+    (tmp_path / "b" / "tokenizer.model").write_bytes(b"others")
+    with pytest.raises(PlanError, match=r"no tokenizer\.json \(no tokenizer, or a slow one only\)"):
+        Engine().check(recipe)
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
