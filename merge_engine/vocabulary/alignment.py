@@ -26,7 +26,6 @@ from merge_engine.vocabulary.tokens import (
     vocabulary_rows,
 )
 
-VocabularyOf = Callable[[Path], Vocabulary]
 _Parts = tuple[tuple[str, int, float], ...]  # model, row, share
 
 
@@ -58,11 +57,7 @@ class Alignment:
     maps: Mapping[str, RowMap] = field(default_factory=dict)
 
 
-def align(
-    recipe: Recipe,
-    header_of: Callable[[str], CheckpointHeader],
-    vocabulary_of: VocabularyOf = read_vocabulary,
-) -> Alignment:
+def align(recipe: Recipe, header_of: Callable[[str], CheckpointHeader]) -> Alignment:
     """What ``tokenizer`` or ``tokenizer_source`` of the recipe ask for.
 
     Raises `PlanError` where a tokenizer cannot be read, or a token's row comes from where there is none.
@@ -82,7 +77,7 @@ def align(
             return Alignment(tokenizer=owner)
         for model, count in rows.items():
             check_token_rows(header_of(model), count)
-        vocabularies = {model: vocabulary_of(folder) for model, folder in folders.items()}
+        vocabularies = {model: read_vocabulary(folder) for model, folder in folders.items()}
     except CheckpointError as error:
         raise PlanError([Problem("tokenizer", str(error))]) from error
     return _Resolver(wanted, owner, recipe.base_model, vocabularies, rows).alignment()
