@@ -28,10 +28,12 @@ class Handover:
         """Wait for room and add a tensor; false where the taker has gone."""
         with self._changed:
             self._changed.wait_for(lambda: self._broken or self._has_room(tensor.nbytes))
+            if self._broken:
+                return False
             self._waiting.append((name, tensor))
             self._held_bytes += tensor.nbytes
             self._changed.notify_all()
-            return not self._broken
+            return True
 
     def end(self) -> None:
         """No more will be given: what waits may still be taken."""

@@ -162,15 +162,15 @@ def _magnitude(bin_number: int) -> float:
     return float(np.array(bin_number << _BIN_SHIFT, dtype=np.uint32).view(np.float32))
 
 
-def _populated(delta_N: Tensor) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+def _populated(delta_N: Tensor) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]:
     """The bins in which a block has elements, and how many: small numbers, as there are many blocks."""
     counts = np.bincount(_bins_of(delta_N), minlength=_BINS)
     bins = np.flatnonzero(counts)
-    return bins.astype(np.uint16), counts[bins].astype(np.uint16)
+    return bins.astype(np.uint16), counts[bins].astype(np.uint32)  # 2**16 of one kind are possible
 
 
 def _table(
-    bins: npt.NDArray[np.int64], blocks: list[tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]]
+    bins: npt.NDArray[np.int64], blocks: list[tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]]
 ) -> npt.NDArray[np.unsignedinteger]:
     """Counts by bin and block, in the smallest dtype that holds them."""
     largest = max((int(counts.max()) for _, counts in blocks), default=0)

@@ -87,3 +87,10 @@ def test_candidates_read_one_block() -> None:
     reads.clear()
     counts.kept(100)
     assert reads == [(192, 256)]
+
+
+def test_a_block_whose_elements_are_all_alike() -> None:
+    """A frozen tensor, for example: 2**16 equal magnitudes do not fit into 16 bits."""
+    delta = torch.full((2**18,), 0.5, dtype=torch.bfloat16)
+    kept = MagnitudeIndex(lambda start, stop: delta[start:stop], len(delta)).kept(1000)
+    assert kept == Kept(threshold=0.5, ties_end=1000)
