@@ -17,6 +17,7 @@ from merge_engine.methods.table import FAMILIES
 from merge_engine.plan import Plan, TensorJob, TensorRef, make_plan
 from merge_engine.preparation import JobInputs
 from merge_engine.runner import Runner
+from merge_engine.soundness import check_result
 from merge_engine.source_memory import Kept, Passing
 from merge_engine.spec.recipe import Recipe
 from merge_engine.tensor_files import MERGE_DTYPES
@@ -106,14 +107,15 @@ class Engine:
         self, group: Sequence[TensorJob], targets: Mapping[str, Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
         results = self._unchanged(group, targets)
-        if len(results) < len(group):
-            results = {
-                job.name: targets[job.name] if job.name in targets else self._new(job) for job in group
-            }
-            self._merge(group, list(results.values()))
+        rest = [job for job in group if job.name not in results]
+        if rest:
+            merged = {job.name: targets[job.name] if job.name in targets else self._new(job) for job in rest}
+            self._merge(rest, list(merged.values()))
             self._memory.forget()
-        for name in list(results):
-            yield name, results.pop(name)  # nothing here holds on to what was handed out
+            results |= merged
+            del merged
+        for job in group:
+            yield job.name, results.pop(job.name)  # nothing here holds on to what was handed out
 
     def _unchanged(self, jobs: Sequence[TensorJob], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The results that are kept source tensors as they stand, and have no target."""
@@ -138,13 +140,19 @@ class Engine:
             family = FAMILIES[job.method]
             inputs = [JobInputs(job=other, preparation=self._memory.preparation) for other in jobs]
 
+            known_moderate: list[bool] = []
+
             def can_compile() -> bool:
-                return all(tensor.can_compile for tensor in inputs)
+                known_moderate.append(all(tensor.can_compile for tensor in inputs))
+                return known_moderate[-1]
 
             for call in family.calls(Group(tensors=inputs)):
                 self._runner.run(
                     family.kernel, call, merged_N, sources, base_N, dtypes, can_compile=can_compile
                 )
+            if job.method != "passthrough" and not any(known_moderate):  # a copy may hold anything
+                refs = [ref for other in jobs for ref in (*other.sources, other.base) if ref is not None]
+                check_result(merged_N, refs, self._memory.preparation.sources.tensor)
         _distribute(merged_N, targets)
 
     def _joined(self, refs: Sequence[TensorRef | None], dtype: torch.dtype | None) -> Tensor:
