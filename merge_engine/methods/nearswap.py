@@ -12,7 +12,7 @@ from torch import Tensor
 from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.rounding import read, rounded
 
-_MOST = 1e8  # of 1 / distance, which float16 does not hold for all distances
+_LEAST_DISTANCE = 1e-8  # a smaller one counts as this; float16 does not hold its inverse
 
 
 def nearswap(
@@ -22,7 +22,8 @@ def nearswap(
     (source_N,) = sources
     source_N, base_N = read(source_N, dtype), read(base_N, dtype)
     distance_N = rounded(base_N - source_N, dtype).abs().to(torch.float32)
-    nearness_N = rounded(1.0 / distance_N, dtype).to(torch.float32).clamp(max=_MOST)
+    nearness_N = rounded(1.0 / distance_N.clamp(min=_LEAST_DISTANCE), dtype).to(torch.float32)
+    nearness_N = nearness_N.clamp(max=1.0 / _LEAST_DISTANCE)
     share_N = rounded((nearness_N * t).clamp(0.0, 1.0), dtype)
     kept_N = rounded(rounded(1.0 - share_N, dtype) * base_N, dtype)
     return kept_N.to(torch.float32) + rounded(share_N * source_N, dtype).to(torch.float32)

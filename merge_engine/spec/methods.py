@@ -457,7 +457,7 @@ METHODS: Mapping[str, Method] = MethodTable(
         "every candidate decomposes every matrix",
         paper=ISO_C,
         base="required",
-        parameters=(_weight(1.5), _LAMBDA),
+        parameters=(_weight(1.5), dataclasses.replace(_LAMBDA, search_low=0.2, search_high=2.0)),
     ),
     Method(
         name="tsv_merge",
