@@ -11,7 +11,7 @@ from evolve.optimisers import Box, Vector
 from evolve.outcome import Scored, cost
 from evolve.records import BASELINE_PREFIX, INITIAL_PREFIX, CandidateRecord
 from evolve.seeds import random_stream
-from evolve.space import SearchSpace
+from genome.space import Space
 from merge_engine.spec.recipe import recipe_data
 
 
@@ -32,7 +32,7 @@ class Beginning:
     told: list[tuple[Vector, float]]
 
 
-def known_recipes(space: SearchSpace, initial: Sequence[InitialRecipe]) -> list[KnownRecipe]:
+def known_recipes(space: Space, initial: Sequence[InitialRecipe]) -> list[KnownRecipe]:
     """The space's baselines, then the recipes that the search file names."""
     found = [(f"{BASELINE_PREFIX}{each.name}", each.recipe, each.vector) for each in space.baselines()]
     found += [(f"{INITIAL_PREFIX}{each.file}", each.recipe, each.vector) for each in initial]
@@ -43,7 +43,7 @@ def known_recipes(space: SearchSpace, initial: Sequence[InitialRecipe]) -> list[
 
 
 def begin(
-    space: SearchSpace,
+    space: Space,
     known: Sequence[KnownRecipe],
     records: Iterable[CandidateRecord],
     random_seed: int | None,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evolve.ledger import recipe_digest
-from evolve.space import SearchSpace
 from genome.box import Vector
+from genome.space import Space
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import MergeError, PlanError, Problem, RecipeError
 from merge_engine.plan import make_plan
@@ -64,7 +64,7 @@ def read_initial(
     return tuple(found)
 
 
-def place_initial(recipes: Sequence[tuple[str, Recipe]], space: SearchSpace) -> tuple[InitialRecipe, ...]:
+def place_initial(recipes: Sequence[tuple[str, Recipe]], space: Space) -> tuple[InitialRecipe, ...]:
     """Each recipe with its point in ``space``, where it has one."""
     return tuple(
         InitialRecipe(file=file, recipe=recipe, vector=space.encode(recipe)) for file, recipe in recipes

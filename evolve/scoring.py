@@ -18,8 +18,8 @@ from evolve.optimisers import Vector
 from evolve.outcome import Failed, Outcome
 from evolve.records import MEAN, CandidateRecord, Measured
 from evolve.replay import Proposal, check_replay
-from evolve.space import SearchSpace
 from genome.errors import RefusedRecipe
+from genome.space import Space
 from merge_engine.spec.recipe import recipe_data
 
 
@@ -31,7 +31,7 @@ class Draft:
     refusal: str = ""
 
 
-def decoded(space: SearchSpace, vector: Vector) -> Draft:
+def decoded(space: Space, vector: Vector) -> Draft:
     """What ``space`` makes of a vector."""
     try:
         return Draft(recipe=recipe_data(space.decode(vector)))

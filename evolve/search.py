@@ -28,8 +28,8 @@ from evolve.outcome import cost
 from evolve.records import SCHEMA_VERSION, CandidateRecord, RunRecord
 from evolve.replay import check_same_search
 from evolve.scoring import Draft, Scoring, decoded
-from evolve.space import SearchSpace
 from evolve.versions import library_versions
+from genome.space import Space
 
 REPEATED_GENERATIONS = 20  # without a new recipe, and the search stops
 
@@ -56,7 +56,7 @@ class SearchSettings:
 
 
 def run_search(
-    space: SearchSpace,
+    space: Space,
     settings: SearchSettings,
     fleet: Fleet,
     journal: Journal,
@@ -81,7 +81,7 @@ def run_search(
 
 
 def new_run(
-    space: SearchSpace,
+    space: Space,
     settings: SearchSettings,
     *,
     batch_size: int,
@@ -106,7 +106,7 @@ class _Driver:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         settings: SearchSettings,
         fleet: Fleet,
         journal: Journal,
