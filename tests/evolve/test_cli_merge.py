@@ -1,0 +1,114 @@
+"""`mergevolve merge`: mergekit-yaml's options, refusals that load nothing, and what lies in the folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from evolve.cli import main
+from tests.merge_engine import toy
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    _, a, b = toy.family(tmp_path / "models", sources="ab")
+    text = f"merge_method: linear  # half and half\nmodels:\n- {{model: {a}, parameters: {{weight: 1}}}}\n"
+    file = tmp_path / "config.yml"
+    file.write_text(text + f"- {{model: {b}, parameters: {{weight: 1}}}}\ndtype: bfloat16\n")
+    return file
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["merge", *map(str, arguments)])
+
+
+def test_the_folder_has_weights_config_and_card(config: Path, tmp_path: Path) -> None:
+    result = invoke(config, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert f"wrote {tmp_path / 'out'}: 0.00 GB read and written" in result.output
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert files == {"config.json", "model.safetensors", "README.md", "mergekit_config.yml"}
+    assert (tmp_path / "out" / "mergekit_config.yml").read_text() == config.read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: [")
+    assert "# half and half" in card
+
+
+def test_sizes_card_and_silence(config: Path, tmp_path: Path) -> None:
+    result = invoke(config, tmp_path / "out", "--out-shard-size", "20KB", "--no-write-model-card", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert "README.md" not in files
+    assert max(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")) < 22_000
+    assert len(files) > 5
+
+
+NEEDLESS = [
+    "--low-cpu-memory",
+    "--read-to-gpu",
+    "--multi-gpu",
+    "--lazy-unpickle",
+    "--clone-tensors",
+    "--trust-remote-code",
+    "--async-write",
+    "--safe-serialization",
+    "--write-threads",
+    "3",
+    "--lora-merge-cache",
+    "x",
+    "--lora-merge-dtype",
+    "bfloat16",
+]
+
+
+def test_needless_options_are_taken_and_say_so(config: Path, tmp_path: Path) -> None:
+    result = invoke(config, tmp_path / "out", *NEEDLESS)
+    assert result.exit_code == 0, result.output
+    options = [option for option in NEEDLESS if option.startswith("--")]
+    assert [line.split()[1] for line in result.stderr.splitlines()] == sorted(
+        options, key=lambda option: result.stderr.index(f"note: {option} ")
+    )
+    assert len(result.stderr.splitlines()) == len(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out-shard-size", "large"], "'large' is no size; give bytes such as 500M, 5B or 5GB"),
+        (["--out-shard-size", "-5B"], "is no size"),
+        (["--device", "nowhere"], "device 'nowhere' cannot be used"),
+        (["--no-safe-serialization"], "pickled weights are not written"),
+        (["--unsafe-truncate-embeddings"], "give a tokenizer_source"),
+        (["--num-threads", "0"], "0 is not in the range"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    config: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = invoke(config, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_does_not_fit_is_refused_without_torch(tmp_path: Path) -> None:
+    settings = toy.config(hidden=64)
+    a = toy.family(tmp_path, sources="a")[1]
+    wide = toy.save(tmp_path / "wide", settings, toy.random_tensors(settings, 0))
+    config = tmp_path / "config.yml"
+    config.write_text(f"merge_method: linear\nmodels: [{{model: {a}}}, {{model: {wide}}}]\n")
+    code = (
+        "import sys\nfrom evolve.cli import main\n"
+        f"try:\n    main(['merge', {str(config)!r}, {str(tmp_path / 'out')!r}])\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 False\n", done.stderr
+    assert f"error: {config}: " in done.stderr
+    assert not (tmp_path / "out").exists()
