@@ -61,9 +61,12 @@ def merge_documents(
     raises.
     """
     documents = read_documents(text)
+    check_free(out)
     if keep is None:
         _check_needed(documents)
-    check_free(out)
+    else:
+        for document in documents[:-1]:
+            check_free(keep / str(document.recipe.name))
     if len(documents) == 1:
         write(documents[0].recipe, out)
         return

@@ -40,7 +40,8 @@ class MergeOptions:
 
     seed: root of the random methods. device: where kernels run. allow_crimes: merge models of different
     architectures where their tensors fit. shard_bytes: the size of a file of weights. copy_tokenizer and
-    write_card: whether the result gets a tokenizer, and a README.md with the config.
+    write_card: whether the result gets a tokenizer, and a README.md with the config. keep: where results of
+    documents that others need stay, under their names; None: they are removed.
     """
 
     seed: int = 0
@@ -49,6 +50,7 @@ class MergeOptions:
     shard_bytes: float = 5e9
     copy_tokenizer: bool = True
     write_card: bool = True
+    keep: Path | None = None
 
 
 def write_model(
@@ -110,7 +112,8 @@ def merge_config(
     """Merge the recipe in a YAML text, or the last of several, into the new folder ``out``.
 
     Memory: the largest tensor of the result at most twice, 128 MiB, and for methods that prepare what their
-    preparation takes for one tensor, however large the models are. Raises any `MergeError`.
+    preparation takes for one tensor, however large the models are; where vocabularies are brought together,
+    also the embeddings of every source, in float32 where tokens are means. Raises any `MergeError`.
     """
     options = options or MergeOptions()
 
@@ -129,7 +132,7 @@ def merge_config(
             watcher=watcher,
         )
 
-    merge_documents(text, out, write)
+    merge_documents(text, out, write, keep=options.keep)
 
 
 def _watched(engine: Engine, plan: Plan, watcher: Watcher | None) -> Callable[[str], None]:

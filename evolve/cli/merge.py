@@ -74,6 +74,8 @@ def _needless(name: str) -> Callable[[_Command], _Command]:
 @_switch("copy-tokenizer", "Give the result a tokenizer.", default=True)
 @_switch("write-model-card", "Give the result a README.md with the config.", default=True)
 @click.option("--transformers-cache", type=click.Path(file_okay=False), help="Folder of downloads.")
+@click.option("-I", "--intermediate-dir", "keep", type=click.Path(file_okay=False, path_type=Path),
+              help="Keep the results of named documents here.  [default: they are removed]")  # fmt: skip
 @_switch("quiet", "Show no progress and no remarks.")
 @click.option("-v", "verbose", count=True, help="Tell more.")
 @_needless("low-cpu-memory")
@@ -107,6 +109,7 @@ def command(config: Path, out: Path, **given: Any) -> None:
             shard_bytes=given["shard_bytes"],
             copy_tokenizer=given["copy_tokenizer"],
             write_card=given["write_model_card"],
+            keep=given["keep"],
         )
         _prepare_torch(device, given["num_threads"])
         with MergeProgress(quiet=given["quiet"]) as progress:

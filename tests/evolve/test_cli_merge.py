@@ -112,3 +112,17 @@ def test_a_recipe_that_does_not_fit_is_refused_without_torch(tmp_path: Path) -> 
     assert done.stdout == "2 False\n", done.stderr
     assert f"error: {config}: " in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_several_documents_in_one_file(config: Path, tmp_path: Path) -> None:
+    named = tmp_path / "named.yml"
+    last = config.read_text().replace(str(tmp_path / "models" / "a"), "half")
+    named.write_text(f"name: half\n{config.read_text()}---\n{last}")
+    assert invoke(named, tmp_path / "out").exit_code == 0
+    result = invoke(named, tmp_path / "kept_out", "--intermediate-dir", tmp_path / "kept", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    weights = [tmp_path / name / "model.safetensors" for name in ("out", "kept_out")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (tmp_path / "kept" / "half" / "model.safetensors").is_file()
+    names = {"models", "config.yml", "named.yml", "out", "kept_out", "kept"}
+    assert {path.name for path in tmp_path.iterdir()} == names

@@ -91,6 +91,8 @@ def test_results_of_others_are_merged_and_removed(tmp_path: Path) -> None:
 
     merge_documents(text, tmp_path / "again", write, keep=tmp_path / "kept")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["half"]
+    with pytest.raises(OutputError, match="half: already exists"):
+        merge_documents(text, tmp_path / "third", write, keep=tmp_path / "kept")
     by_hand = document(None, str(tmp_path / "kept" / "half"), base)
     merge_documents(by_hand, tmp_path / "by_hand", write)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again", "by_hand")]
