@@ -23,6 +23,8 @@ from fitness.vllm_settings import VllmSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+# vLLM takes the last token of a scored text as part of the prompt, and answers with one more.
+_ASIDE_TOKENS = 2
 _CACHE_BLOCK_TOKENS = 128  # vLLM's on a CPU, the largest that it uses by default
 
 
@@ -33,6 +35,8 @@ class VllmBackend:
         folder: a model folder: config, tokenizer, and the safetensors files that the engine starts from.
         dtype: of the weights, as a checkpoint names it ("bfloat16").
         memory_bytes: without a GPU, what keys and values may take at most; None takes what the suite needs.
+
+    Texts that fill the context are cut two tokens shorter than with transformers.
 
     Raises:
         ModelError: the engine cannot be built, or does not take weights as it should.
@@ -53,7 +57,7 @@ class VllmBackend:
         tokenizer = load_tokenizer(folder, trust_remote_code)
         context = context_tokens(config, tokenizer)
         limit = min(context, settings.max_model_len or context)
-        self._tasks = SuiteTasks(suite, Encoder(tokenizer, limit - 1))
+        self._tasks = SuiteTasks(suite, Encoder(tokenizer, limit - _ASIDE_TOKENS))
         asked = self._tasks.all_requests()
         longest = max(map(longest_tokens, asked))
         self._stopping = StopWords(tokenizer, (request.stops for request in generations(asked)))

@@ -199,7 +199,7 @@ def _new_llm(
             f"importing it failed: {error}"
         ) from error
     options = {
-        "max_model_len": longest_tokens + 1,  # scoring a text asks for one token after it
+        "max_model_len": longest_tokens + 1,  # scoring a text asks for one token more
         "tensor_parallel_size": settings.tensor_parallel_size,
         "max_num_seqs": settings.max_num_seqs,
         "enforce_eager": not has_gpu if settings.enforce_eager is None else settings.enforce_eager,

