@@ -1,0 +1,126 @@
+"""What a config means, against the mergekit 0.1.5 wheel, by merging models of constants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.merge_engine import toy
+from tests.peers.test_wheel import our_merge, wheel_merge
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Models ``one``, ``two`` and ``three``, whose every element is that number."""
+    folder = tmp_path_factory.mktemp("constants")
+    settings = toy.config(hidden=8, vocabulary=8)
+    return {
+        name: str(
+            toy.save(
+                folder / name,
+                settings,
+                {key: torch.full(shape, value).bfloat16() for key, shape in toy.shapes(settings).items()},
+            )
+        )
+        for name, value in (("one", 1.0), ("two", 2.0), ("three", 3.0))
+    }
+
+
+def source(model: str, first: int, end: int, **parameters: Any) -> dict[str, Any]:
+    return {"model": model, "layer_range": [first, end], "parameters": parameters}
+
+
+def entry(model: str, **parameters: Any) -> dict[str, Any]:
+    return {"model": model, "parameters": parameters}
+
+
+MLP = {"filter": "mlp", "value": 3}
+UNNORMALISED = {"normalize": False}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "levels of a module": {
+        "parameters": {**UNNORMALISED, "weight": 7},
+        "modules": {
+            "default": {
+                "parameters": {"weight": [{"filter": "self_attn", "value": 5}]},
+                "slices": [
+                    {
+                        "sources": [source("one", 0, 4, weight=[MLP])],
+                        "parameters": {"weight": [{"filter": "embed", "value": 11}]},
+                    }
+                ],
+            }
+        },
+    },
+    "whole models in a module": {
+        "parameters": {**UNNORMALISED, "weight": 7},
+        "modules": {"default": {"parameters": {"weight": 5}, "models": [entry("one", weight=[MLP])]}},
+    },
+    "one condition without a list": {
+        "parameters": {**UNNORMALISED, "weight": 2},
+        "models": [entry("one", weight=MLP)],
+    },
+    "gradients within conditions": {
+        "parameters": UNNORMALISED,
+        "models": [entry("one", weight=[{"filter": "mlp", "value": [1, 4]}, {"value": 2}])],
+    },
+    "numbers in quotes": {"parameters": UNNORMALISED, "models": [entry("one", weight="0.5")]},
+    "a base that is not listed": {
+        "base_model": "two",
+        "parameters": {**UNNORMALISED, "weight": 2},
+        "models": [entry("one", weight=5)],
+    },
+    "a base that no slice lists": {
+        "base_model": "two",
+        "parameters": UNNORMALISED,
+        "slices": [{"sources": [source("one", 0, 4, weight=3)]}],
+    },
+    "an empty slice": {
+        "parameters": {"weight": 1},
+        "slices": [
+            {"sources": [source("one", 0, 2)]},
+            {"sources": [source("three", 2, 2)]},
+            {"sources": [source("two", 2, 4)]},
+        ],
+    },
+    "a base for each slice": {
+        "merge_method": "task_arithmetic",
+        "slices": [
+            {"base_model": "one", "sources": [source("one", 0, 2), source("two", 0, 2, weight=3)]},
+            {"base_model": "two", "sources": [source("two", 2, 4), source("three", 2, 4, weight=5)]},
+        ],
+    },
+    "models written in parts": {
+        "parameters": UNNORMALISED,
+        "models": [{"model": {"model": {"path": "two"}}, "parameters": {"weight": 3}}],
+    },
+    "a key without effect": {
+        "parameters": UNNORMALISED,
+        "slices": [{"residual_weight": 0.25, "sources": [source("one", 0, 4, weight=3)]}],
+    },
+    "a prefixed dtype": {
+        "parameters": UNNORMALISED,
+        "models": [entry("one", weight=3)],
+        "dtype": "torch.float32",
+    },
+}
+
+
+def placed(data: Any, models: dict[str, str]) -> Any:
+    """``data`` with every model's name replaced by its folder."""
+    if isinstance(data, dict):
+        return {key: placed(value, models) for key, value in data.items()}
+    if isinstance(data, list):
+        return [placed(value, models) for value in data]
+    return models.get(data, data) if isinstance(data, str) else data
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_means_the_same(name: str, models: dict[str, str], tmp_path: Path) -> None:
+    data = placed({"merge_method": "linear", "dtype": "float32", **CONFIGS[name]}, models)
+    theirs, ours = wheel_merge(data, tmp_path / "out"), our_merge(data)
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        assert torch.equal(ours[key].float(), tensor.float()), key
