@@ -50,20 +50,9 @@ def test_sizes_card_and_silence(config: Path, tmp_path: Path) -> None:
 
 
 NEEDLESS = [
-    "--low-cpu-memory",
-    "--read-to-gpu",
-    "--multi-gpu",
-    "--lazy-unpickle",
-    "--clone-tensors",
-    "--trust-remote-code",
-    "--async-write",
-    "--safe-serialization",
-    "--write-threads",
-    "3",
-    "--lora-merge-cache",
-    "x",
-    "--lora-merge-dtype",
-    "bfloat16",
+    *("--low-cpu-memory", "--read-to-gpu", "--multi-gpu", "--lazy-unpickle", "--clone-tensors"),
+    *("--trust-remote-code", "--async-write", "--safe-serialization", "--write-threads", "3"),
+    *("--lora-merge-cache", "x", "--lora-merge-dtype", "bfloat16"),
 ]
 
 
