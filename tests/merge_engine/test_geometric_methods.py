@@ -249,7 +249,7 @@ class TestArceeFusion:
         for count in (1, 2, 7, 5001):
             numbers = tensors(1, (count,))[0].to(dtype)
             numbers[::7], numbers[1::9] = 0.0, -0.0
-            blocks = numbers.split(100)
+            blocks = torch.split(numbers, 100)
             found = quantiles(blocks.__iter__, count, (0.25, 0.5, 0.75))
             assert found == [float(numbers.float().quantile(share)) for share in (0.25, 0.5, 0.75)]
 
