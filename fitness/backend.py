@@ -27,11 +27,17 @@ class Backend(Protocol):
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The resident storage by checkpoint name; tied weights once. Writing into it is loading."""
+        """The resident storage by checkpoint name; tied weights once. Writing into it is loading.
+
+        Empty where candidates differ in their layers: such a backend takes the tensors of the stream as its own.
+        """
         ...
 
     def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Takes every weight of a model. A tensor that is already the resident storage is not copied.
+
+        Where candidates differ in their layers, nothing is copied: the model is the one whose tensors these
+        are, as deep as their names say; they may not be written to before the next load.
 
         Raises:
             ModelError: a name is missing, unknown, or has another shape; all of them are listed.
