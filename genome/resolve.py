@@ -76,8 +76,11 @@ def _fitting_part(part: Any, method: Method) -> Any:
 
 
 def _listed(models: object) -> list[str]:
-    entries = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
-    return [entry["model"] for entry in entries if isinstance(entry.get("model"), str)]
+    return [entry["model"] for entry in _mappings(models) if isinstance(entry.get("model"), str)]
+
+
+def _mappings(entries: object) -> list[Data]:
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 class Cutter:
@@ -164,6 +167,10 @@ class Cutter:
         }
 
     def _all_layers(self, models: object) -> Layers:
+        in_parts = [entry for entry in _mappings(models) if isinstance(entry.get("model"), Mapping)]
+        if in_parts:
+            what = "a template names models as texts"
+            raise RefusedRecipe([Problem("models", what, "write path@revision+lora")])
         depths = [self._facts[name].num_layers for name in _listed(models) if name in self._facts]
         depth = depths[0] if depths else 1
         return Layers(start=0, end=depth, whole_start=0, whole_end=depth)

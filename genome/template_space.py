@@ -42,6 +42,9 @@ class TemplateSpace:
 
         Raises `SearchFileError` where the recipe at the start is refused.
         """
+        missing = [name for name in template.references if name not in facts]
+        if missing:
+            raise SearchFileError([Problem("template", f"nothing is known of the model {missing[0]}")])
         found = find_variables(template, facts)
         self._template = template
         self._facts = facts

@@ -201,6 +201,49 @@ def test_models_are_neither_fetched_nor_adapted_for_a_file_that_is_refused_anyho
     assert "1 problem;" in problems(check, spoil)
 
 
+def template(*models: Path, **changes: object) -> Edit:
+    """In place of the genome: the mean of ``models``, the weight of the first one searched."""
+    entries = [{"model": str(model), "parameters": {"weight": 1.0}} for model in models]
+    entries[0]["parameters"] = {"weight": {"search": [0.0, 1.0], "every": 2}}
+
+    def edit(data: dict) -> None:  # type: ignore[type-arg]
+        del data["genome"]
+        data["template"] = {"merge_method": "linear", "models": entries, **changes}
+
+    return edit
+
+
+def test_a_template_is_looked_at_as_a_genome_is(check: Callable[..., Ready], models: Path) -> None:
+    ready = check(template(models / "left", models / "right"))
+    assert ready.pattern == str(models / "left")
+    assert ready.dtype == "bfloat16"
+    assert len(ready.space.names) == 2
+    text = outlook_text(ready)
+    assert "template, 2 dimensions; `mergevolve explain` shows them" in text
+    assert "CMA-ES over 2 reals" in text
+
+
+def test_a_model_that_is_missing_in_a_template(check: Callable[..., Ready], models: Path) -> None:
+    choice = {"choose": [str(models / "left"), str(models / "nowhere")]}
+    entries = [
+        {"model": choice, "parameters": {"weight": {"search": [0, 1]}}},
+        {"model": str(models / "right")},
+    ]
+    message = problems(check, template(models / "left", models=entries, parameters={"weight": 1.0}))
+    assert f"template.models[0].model.choose[1]: {models / 'nowhere'}: no such folder" in message
+
+
+def test_models_of_a_template_fit_at_its_start(check: Callable[..., Ready], models: Path) -> None:
+    message = problems(check, template(models / "left", models / "wider"))
+    assert "at the start of the search: " in message
+    assert "shapes differ" in message
+
+
+def test_a_template_that_is_refused_at_its_start(check: Callable[..., Ready], models: Path) -> None:
+    message = problems(check, template(models / "left", models / "right", base="x"))
+    assert "template.base: unknown key" in message
+
+
 def test_options_overrule_the_file(check: Callable[..., Ready]) -> None:
     ready = check(
         set_key("budget", value={"candidates": 30, "hours": 2}), max_fevals=40, timeout_s=60.0, popsize=9

@@ -9,8 +9,10 @@ import numpy as np
 from genome import RefusedRecipe, SearchFileError
 from genome.box import Vector
 from genome.equivalence import same_merge
+from genome.holes import Search
 from genome.template import read_template
 from genome.template_space import TemplateSpace
+from genome.variables import value_at
 from merge_engine.errors import Problem
 from merge_engine.spec import dump_yaml, load_yaml, parse_recipe, recipe_data
 from merge_engine.spec.reading import Fields
@@ -42,6 +44,9 @@ def somewhere(space: TemplateSpace, random: np.random.Generator) -> Vector:
 
 
 def check(space: TemplateSpace, vector: Vector, seed: int) -> str:
+    for one, place in zip(space.described, vector.tolist(), strict=True):
+        if isinstance(one.hole, Search) and one.variable.kind == "real":
+            assert one.hole.low <= value_at(one.hole, place) <= one.hole.high  # type: ignore[operator]
     try:
         recipe = space.decode(vector)
     except RefusedRecipe:

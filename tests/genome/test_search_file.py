@@ -111,6 +111,23 @@ def test_bounds_let_a_parameter_vary_that_otherwise_does_not() -> None:
     assert parse_search_file(dump_yaml(data)).genome.bounds["lambda"] == (0.5, 2.0)
 
 
+def test_bounds_of_flags_and_whole_numbers_are_of_their_kind() -> None:
+    data = at(minimal(), "genome.merge_method", "consensus_ta")
+    at(data, "genome.bounds", {"min_agreeing": [1, 3]})
+    bounds = parse_search_file(dump_yaml(data)).genome.bounds
+    assert repr(bounds["min_agreeing"]) == "(1, 3)"
+    data = at(at(minimal(), "genome.bounds", {"normalize": [False, True]}), "genome.normalize", None)
+    found = parse_search_file(dump_yaml(data))
+    assert found.genome.bounds["normalize"] == (False, True)
+    assert found.genome.normalize is None
+    assert parse_search_file(dump_yaml(frozen_search_file(found))) == found
+
+
+def test_recipes_to_begin_with() -> None:
+    found = parse_search_file(dump_yaml(at(minimal(), "initial", ["a.yml", "b.yml"])))
+    assert found.initial == ("a.yml", "b.yml")
+
+
 def test_the_base_may_be_one_of_two_models_to_blend() -> None:
     data = at(at(minimal(), "genome.merge_method", "slerp"), "genome.base_model", "b")
     assert parse_search_file(dump_yaml(data)).genome.bounds == {"t": (0.0, 1.0)}
@@ -220,6 +237,19 @@ def test_optimizer_and_budget() -> None:
             {"density": [0, 1]},
             r"bounds.density: 0 is out of range: allowed is .* in \(0, 1\]",
         ),
+        (
+            "genome",
+            {
+                "models": ["a", "b"],
+                "merge_method": "ties",
+                "base_model": "base",
+                "normalize": True,
+                "bounds": {"normalize": [False, True]},
+            },
+            r"genome.normalize: is searched: bounds names it \(drop one of the two\)",
+        ),
+        ("initial", "a.yml", r"initial: expected a list, found 'a.yml'"),
+        ("initial", [3], r"initial\[0\]: expected a text, found 3"),
         ("tasks", None, r"tasks: no task is given \(name at least one lm-eval task"),
         ("tasks", [], r"tasks: no task is given"),
         ("tasks", ["x", "x"], r"tasks\[1\]: the task 'x' with metric 'acc,none' is already in the list"),
