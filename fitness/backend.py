@@ -29,7 +29,7 @@ class Backend(Protocol):
     def tensors(self) -> Mapping[str, Tensor]:
         """The resident storage by checkpoint name; tied weights once. Writing into it is loading.
 
-        Empty where candidates differ in their layers: such a backend takes the tensors of the stream as its own.
+        Empty where candidates differ in their layers: such a backend takes the stream's tensors as its own.
         """
         ...
 
