@@ -12,7 +12,7 @@ from merge_engine.card import merge_card
 from merge_engine.config_layers import Origin, with_layers
 from merge_engine.documents import merge_documents
 from merge_engine.engine import Engine
-from merge_engine.new_folder import new_folder
+from merge_engine.new_folder import copy_files, new_folder
 from merge_engine.plan import Plan, TensorJob
 from merge_engine.shards import TensorSpec, write_shards
 from merge_engine.spec.recipe import Recipe
@@ -32,6 +32,10 @@ class Watcher(Protocol):
 
     def moved(self, count_bytes: int) -> None:
         """So many more have been."""
+
+
+# How pictures and sounds are brought to a model of several modalities.
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +104,9 @@ def _write_tokenizer(engine: Engine, recipe: Recipe, plan: Plan, folder: Path) -
 
 def _write_configs(engine: Engine, plan: Plan, folder: Path) -> None:
     aligned = config_aligner(plan.alignment, plan.config_source, engine.header)
-    generation = engine.header(plan.config_source).folder / "generation_config.json"
+    source = engine.header(plan.config_source).folder
+    copy_files(source, folder, _PROCESSOR_FILES)
+    generation = source / "generation_config.json"
     if generation.is_file():
         write_json(folder / generation.name, aligned(json_of(generation)))
     write_json(folder / "config.json", aligned(merged_config(engine, plan)))
@@ -113,7 +119,7 @@ def merge_config(
 
     Memory: the largest tensor of the result at most twice, 128 MiB, and for methods that prepare what their
     preparation takes for one tensor, however large the models are; where vocabularies are brought together,
-    also the embeddings of every source, in float32 where tokens are means. Raises any `MergeError`.
+    also the embeddings of every source. Raises any `MergeError`.
     """
     options = options or MergeOptions()
 

@@ -138,6 +138,14 @@ def test_a_module_is_merged_and_the_rest_kept(
         assert torch.equal(tensor, second[key] if key.startswith(prefixes) else first[key]), key
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_prepares_pictures_comes_along(folders: Path, tmp_path: Path) -> None:
+    a, _ = saved(folders, "llava", 0)
+    (a / "preprocessor_config.json").write_text('{"size": 32}')
+    merge({"merge_method": "passthrough", "models": [{"model": str(a)}]}, tmp_path / "out")
+    assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"size": 32}'
+
+
 def test_names_that_no_library_knows(tmp_path: Path) -> None:
     from tests.merge_engine import toy
 
