@@ -80,7 +80,7 @@ def align(recipe: Recipe, header_of: Callable[[str], CheckpointHeader]) -> Align
         vocabularies = {model: read_vocabulary(folder) for model, folder in folders.items()}
     except CheckpointError as error:
         raise PlanError([Problem("tokenizer", str(error))]) from error
-    return _Resolver(wanted, owner, recipe.base_model, vocabularies, rows).alignment()
+    return _Resolver(wanted, owner, recipe, vocabularies, rows).alignment()
 
 
 def _nothing_to_do(wanted: TokenizerRecipe, folders: Mapping[str, Path], rows: Mapping[str, int]) -> bool:
@@ -96,13 +96,14 @@ class _Resolver:
         self,
         wanted: TokenizerRecipe,
         owner: str,
-        base: str | None,
+        recipe: Recipe,
         vocabularies: Mapping[str, Vocabulary],
         rows: Mapping[str, int],
     ) -> None:
         self._wanted = wanted
         self._owner = owner
-        self._base = base
+        self._base = recipe.base_model
+        self._dtype = recipe.dtype
         self._vocabularies = vocabularies
         self._rows = rows  # of the merged models
         self._held = {
@@ -218,4 +219,5 @@ class _Resolver:
             donors=tuple(donors),
             parts_P=np.array(numbered, dtype=PART),
             padding=rows - len(texts),
+            dtype=self._dtype,
         )

@@ -20,18 +20,20 @@ class RowMap:
     ``own_R``: for each of the R rows of the result the model's own row, int64, or `NOT_OWN`. ``parts_P``:
     what the other rows are the sum of, of dtype `PART`: ``share`` times row ``donor_row`` of the model
     ``donors[donor]``, a reference of the recipe; a row without parts is zero. The last ``padding`` rows are
-    the mean of all before them. Equal, and hashed, by content.
+    the mean of all before them. Sums and means are rounded to ``dtype``, as recipes name it, or to that of
+    the model where it is None. Equal, and hashed, by content.
     """
 
     own_R: npt.NDArray[np.int64]
     donors: tuple[str, ...] = ()
     parts_P: npt.NDArray[Any] = field(default_factory=lambda: np.empty(0, dtype=PART))
     padding: int = 0
+    dtype: str | None = None
     _digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         self.own_R.flags.writeable = self.parts_P.flags.writeable = False
-        digest = hashlib.blake2b(repr((self.donors, self.padding)).encode(), digest_size=16)
+        digest = hashlib.blake2b(repr((self.donors, self.padding, self.dtype)).encode(), digest_size=16)
         digest.update(self.own_R.tobytes())
         digest.update(self.parts_P.tobytes())
         object.__setattr__(self, "_digest", digest.digest())
