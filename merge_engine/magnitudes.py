@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,26 +35,41 @@ class Kept:
     ties_end: int
 
 
+Columns: TypeAlias = Callable[[int, int], npt.NDArray[np.float64]]
+
+
 class MagnitudeIndex:
     """Counts of one task vector's magnitudes.
 
     ``delta(start, stop)`` gives elements [start, stop) in bfloat16, float16 or float32, always the same.
+    ``columns(start, stop)``: other numbers of those elements, (columns, stop - start), to be summed by bin.
     Memory: 1 byte (2 where a count needs it) for each populated bin of each block, 1-3 % of a bfloat16 task
     vector.
     """
 
-    def __init__(self, delta: Callable[[int, int], Tensor], elements: int) -> None:
+    def __init__(
+        self, delta: Callable[[int, int], Tensor], elements: int, columns: Columns | None = None
+    ) -> None:
         self._delta = delta
         self._elements = elements
         self._is_exact = delta(0, 0).dtype == torch.bfloat16  # each bin is one magnitude
         self._block_elements = _LARGE_BLOCK if elements >= _LARGE_FROM else _SMALL_BLOCK
         count = -(-elements // self._block_elements)
-        blocks = [_populated(self._block(block)[1]) for block in range(count)]
+        sums = np.zeros((0 if columns is None else len(columns(0, 0)), _BINS))
+        blocks = []
+        for block in range(count):
+            start, delta_N = self._block(block)
+            bins_N = _bins_of(delta_N)
+            blocks.append(_populated(bins_N))
+            if columns is not None:
+                _add_by_bin(sums, bins_N, columns(start, start + len(bins_N)))
         bins = [block_bins for block_bins, _ in blocks]
         found = np.unique(np.concatenate(bins)) if bins else np.empty(0)
         self._bins = found[::-1].astype(np.int64)  # largest first
         self._counts = _table(self._bins, blocks)
         self._up_to = self._counts.sum(axis=1, dtype=np.int64).cumsum()
+        # sums over the elements of each bin and all larger ones, (columns, bins)
+        self.columns_up_to = sums[:, self._bins].cumsum(axis=1)
 
     def kept(self, count: int) -> Kept:
         """The ``count`` largest magnitudes (0 <= count), lowest index first among equals."""
@@ -105,27 +121,17 @@ class MagnitudeIndex:
         magnitudes, order = torch.cat(values).sort(descending=True, stable=True)
         return magnitudes, torch.cat(places)[order]
 
-    def sums_up_to(self, columns: Callable[[int, int], npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-        """Sums of other numbers over the elements of each bin and all larger ones, shape (columns, bins).
-
-        ``columns(start, stop)``: the numbers of elements [start, stop), shape (columns, stop - start).
-        """
-        sums = np.zeros((len(columns(0, 0)), _BINS))
-        for block in range(self._counts.shape[1]):
-            start, delta_N = self._block(block)
-            bins = _bins_of(delta_N).astype(np.intp)
-            for column, numbers in zip(sums, columns(start, start + len(bins)), strict=True):
-                column += np.bincount(bins, numbers, minlength=_BINS)
-        return sums[:, self._bins].cumsum(axis=1)
-
     @functools.cached_property
     def _sums_up_to(self) -> npt.NDArray[np.float64]:
         """The sum of the magnitudes in each bin and all larger ones; read off the counts where they tell."""
         if self._is_exact:
             of_bin = (self._bins.astype(np.uint32) << _BIN_SHIFT).view(np.float32).astype(np.float64)
             return np.cumsum(of_bin * self._counts.sum(axis=1, dtype=np.int64))
-        (sums,) = self.sums_up_to(lambda start, stop: self._delta(start, stop).abs().double().numpy()[None])
-        return np.asarray(sums)
+        sums = np.zeros((1, _BINS))
+        for block in range(self._counts.shape[1]):
+            _, delta_N = self._block(block)
+            _add_by_bin(sums, _bins_of(delta_N), delta_N.abs().double().numpy()[None])
+        return np.cumsum(sums[0, self._bins])
 
     def _exact_bin(self, row: int, wanted: int) -> Kept:
         """The bin is one magnitude: find the place of its ``wanted``-th element."""
@@ -162,9 +168,18 @@ def _magnitude(bin_number: int) -> float:
     return float(np.array(bin_number << _BIN_SHIFT, dtype=np.uint32).view(np.float32))
 
 
-def _populated(delta_N: Tensor) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]:
+def _add_by_bin(
+    sums: npt.NDArray[np.float64], bins_N: npt.NDArray[np.integer], numbers: npt.NDArray[np.float64]
+) -> None:
+    """Add each element's ``numbers``, (columns, N), to those of its bin, (columns, bins)."""
+    places_N = bins_N.astype(np.intp)
+    for column, numbers_N in zip(sums, numbers, strict=True):
+        column += np.bincount(places_N, numbers_N, minlength=_BINS)
+
+
+def _populated(bins_N: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint32]]:
     """The bins in which a block has elements, and how many: small numbers, as there are many blocks."""
-    counts = np.bincount(_bins_of(delta_N), minlength=_BINS)
+    counts = np.bincount(bins_N, minlength=_BINS)
     bins = np.flatnonzero(counts)
     return bins.astype(np.uint16), counts[bins].astype(np.uint32)  # 2**16 of one kind are possible
 

@@ -59,11 +59,11 @@ class SelectionIndex:
 
     def _energies(self, count: int) -> list[float]:
         row, wanted = self._index.row(count)
-        before_M = self._energies_up_to[:, row - 1] if row else np.zeros(len(self._deltas))
+        before_M = self._index.columns_up_to[:, row - 1] if row else np.zeros(len(self._deltas))
         if self._variance_dtype == torch.bfloat16:
             # Of equal variances any may be taken: they count with the share of them that is.
             tied = self._index.row_size(row)
-            return list(before_M + (self._energies_up_to[:, row] - before_M) * (wanted / tied))
+            return list(before_M + (self._index.columns_up_to[:, row] - before_M) * (wanted / tied))
         places = self._index.members(row)[1][:wanted]
         return list(before_M + [float(_squares(delta(places)).sum()) for delta in self._deltas])
 
@@ -81,22 +81,17 @@ class SelectionIndex:
 
     @functools.cached_property
     def _index(self) -> MagnitudeIndex:
-        return MagnitudeIndex(self._variances, self._elements)
+        return MagnitudeIndex(self._variances, self._elements, self._squares)
 
     @functools.cached_property
     def _variance_dtype(self) -> torch.dtype:
         return self._variances(0, 0).dtype
 
-    @functools.cached_property
-    def _energies_up_to(self) -> npt.NDArray[np.float64]:
-        return self._index.sums_up_to(
-            lambda start, stop: np.stack(
-                [_squares(delta(slice(start, stop))).numpy() for delta in self._deltas]
-            )
-        )
-
     def _variances(self, start: int, stop: int) -> Tensor:
         return self._variance([delta(slice(start, stop)) for delta in self._deltas])
+
+    def _squares(self, start: int, stop: int) -> npt.NDArray[np.float64]:
+        return np.stack([_squares(delta(slice(start, stop))).numpy() for delta in self._deltas])
 
 
 def _squares(delta_N: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def variance(deltas: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """The variance of each element over the models, as bfloat16 holds it for merges in that, else in fp32."""
     wide = [delta_N.to(torch.float32) for delta_N in deltas]
     mean_N = functools.reduce(torch.add, wide) / len(wide)
-    squares = [(delta_N - mean_N) * (delta_N - mean_N) for delta_N in wide]
+    squares = [(delta_N - mean_N).square() for delta_N in wide]
     return rounded(functools.reduce(torch.add, squares) / len(wide), variance_dtype(dtype))
 
 
