@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from genome import RefusedRecipe, SearchFileError
 from genome.box import Vector
@@ -65,6 +66,7 @@ def check(space: TemplateSpace, vector: Vector, seed: int) -> str:
     return "there and back"
 
 
+@pytest.mark.slow
 def test_random_templates_and_vectors() -> None:
     random = np.random.default_rng(0)
     seen: Counter[str] = Counter()
