@@ -1,6 +1,6 @@
 """Model Breadcrumbs: leave out the largest and the smallest changes.
 
-Davari and Belilovsky 2023, arXiv 2312.06795, section 3.
+Davari and Belilovsky 2023, arXiv 2312.06795.
 
 Suffixes: N elements, M models.
 """

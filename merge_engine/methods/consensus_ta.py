@@ -1,5 +1,7 @@
 """Consensus task arithmetic: only changes that matter to several models. Wang et al. 2024, arXiv 2405.07813.
 
+Elements that matter to one model alone or to none ("selfish" and "catastrophic" ones) keep the base's value.
+
 Suffixes: N elements, M models.
 """
 
@@ -34,8 +36,8 @@ def consensus_ta(
 ) -> Tensor:
     """base + lambda * tau where at least ``agreeing`` models have the element in their mask, else base.
 
-    tau = sum_m tau_m with tau_m = w_m (x_m - base) (equation 1); the mask of model m holds the elements with
-    \\|tau_m\\| >= limit_m \\|tau - tau_m\\| (TALL mask, equation 5); the count of masks decides (equation 7).
+    tau = sum_m tau_m with tau_m = w_m (x_m - base). The TALL mask of model m holds the elements with
+    \|tau_m\| >= limit_m \|tau - tau_m\|; how many masks hold an element decides.
     """
     terms = [
         weighted(task_vector(source_N, base_N, dtype), weights_M[m], dtype)

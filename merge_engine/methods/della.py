@@ -116,7 +116,7 @@ def della(
     normalize: bool,
     factor: Tensor | None,
 ) -> Tensor:
-    """As `della_linear`, but only terms of the elected sign count (section 3, steps 2 and 3)."""
+    """As `della_linear`, but only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3)."""
     terms = _terms(sources, base_N, first, dtype, weights_M, fields, ranks, place, limits_M, slopes_M, gains)
     mixed_N, divisor_N = consensus(terms, weights_M, normalize)
     return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)

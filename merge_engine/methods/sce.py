@@ -1,4 +1,4 @@
-"""SCE: select, calculate, erase. Wan et al. 2024, FuseChat, arXiv 2408.07990, section 3.3.
+"""SCE: select, calculate, erase. Wan et al. 2024, FuseChat, arXiv 2408.07990.
 
 Suffixes: N elements, M models.
 """
