@@ -27,7 +27,7 @@ from merge_engine.methods.trimming import l1_gain, runs
 
 
 def _between(x_N: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """``x_N`` where low <= \\|x\\| < high, else 0."""
+    r"""``x_N`` where low <= \|x\| < high, else 0."""
     size_N = x_N.abs()
     if torch.compiler.is_compiling():
         return torch.where((size_N >= low) & ~(size_N >= high), x_N, 0.0)

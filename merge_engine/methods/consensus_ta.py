@@ -34,7 +34,7 @@ def consensus_ta(
     agreeing: Tensor,
     factor: Tensor | None,
 ) -> Tensor:
-    """base + lambda * tau where at least ``agreeing`` models have the element in their mask, else base.
+    r"""base + lambda * tau where at least ``agreeing`` models have the element in their mask, else base.
 
     tau = sum_m tau_m with tau_m = w_m (x_m - base). The TALL mask of model m holds the elements with
     \|tau_m\| >= limit_m \|tau - tau_m\|; how many masks hold an element decides.
@@ -51,7 +51,7 @@ def consensus_ta(
 
 
 def _reaches(x_N: Tensor, y_N: Tensor) -> Tensor:
-    """1.0 where \\|x\\| >= \\|y\\|, else 0.0."""
+    r"""1.0 where \|x\| >= \|y\|, else 0.0."""
     if torch.compiler.is_compiling():
         return torch.where(x_N.abs() >= y_N.abs(), 1.0, 0.0)
     return x_N.abs().ge_(y_N.abs_())

@@ -47,7 +47,7 @@ def ram(
 
 
 def _above(x_N: Tensor, limit: Tensor) -> Tensor:
-    """1.0 where \\|x\\| > limit, else 0.0, in fp32."""
+    r"""1.0 where \|x\| > limit, else 0.0, in fp32."""
     size_N = x_N.abs()
     if torch.compiler.is_compiling():
         return torch.where(size_N > limit, 1.0, 0.0)
