@@ -354,6 +354,8 @@ METHODS: Mapping[str, Method] = MethodTable(
                 scope="global",
                 default=2,
                 low=1,
+                search_low=1,
+                search_high=3,
             ),
             _LAMBDA,
         ),
