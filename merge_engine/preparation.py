@@ -154,9 +154,9 @@ class Preparation:
         return self._geometry[key]
 
     def _delta(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> Callable[[Where], Tensor]:
-        """Elements of source - base as formed in ``dtype``."""
-        source_N, base_N = self.sources.tensor(source), self.sources.tensor(base)
-        return lambda where: task_vector(source_N[where], base_N[where], dtype)
+        """Elements of source - base as formed in ``dtype``. It holds no tensor: adapters make new ones."""
+        tensor = self.sources.tensor
+        return lambda where: task_vector(tensor(source)[where], tensor(base)[where], dtype)
 
     def cosine(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> float:
         """Cosine of the angle between two tensors, as read in ``dtype``."""

@@ -17,7 +17,6 @@ from merge_engine.spec.recipe import Recipe
 from merge_engine.tensor_files import MappedFiles, TensorFiles
 from merge_engine.vocabulary.alignment import Alignment, align
 from merge_engine.vocabulary.gather import gather
-from merge_engine.vocabulary.row_map import RowMap
 
 
 class SourceTensors:
@@ -31,7 +30,7 @@ class SourceTensors:
         self._names: dict[Path, LayerNames] = {}
         self._tensors: dict[TensorRef, Tensor] = {}
         self._alignments: dict[str, Alignment] = {}
-        self._gathers: WeakValueDictionary[TensorRef, Tensor] = WeakValueDictionary()
+        self._made: WeakValueDictionary[TensorRef, Tensor] = WeakValueDictionary()
 
     def header(self, reference: str) -> CheckpointHeader:
         """The header of a model by its reference. Raises `CheckpointError`."""
@@ -53,26 +52,28 @@ class SourceTensors:
         return self._alignments[key]
 
     def tensor(self, ref: TensorRef) -> Tensor:
-        """The tensor, flat: a view of its file, not to be written to; with ``rows`` or adapter a new one."""
-        if ref.rows is not None:
-            return self._gathered(ref, ref.rows)
-        header = self.header(ref.model)
-        if ref.name in header.changes:
-            return self._adapted.tensor(header.tensors[ref.name], header.changes[ref.name])
-        if ref not in self._tensors:
-            self._tensors[ref] = self._files.tensor(header.tensors[ref.name])
-        return self._tensors[ref]
+        """The tensor, flat, not to be written to: a view of its file, or made, with ``rows`` or an adapter.
 
-    def _gathered(self, ref: TensorRef, rows: RowMap) -> Tensor:
-        """Made anew unless somebody still holds it: as a rule one tensor's rows are needed at a time."""
-        found = self._gathers.get(ref)
+        What was made is made anew unless somebody still holds it: as a rule one tensor is needed at a time.
+        """
+        header = self.header(ref.model)
+        if ref.rows is None and ref.name not in header.changes:
+            if ref not in self._tensors:
+                self._tensors[ref] = self._files.tensor(header.tensors[ref.name])
+            return self._tensors[ref]
+        found = self._made.get(ref)
         if found is None:
-            own, *donors = (
-                self.tensor(plain).view(self.header(plain.model).tensors[plain.name].shape)
-                for plain in (TensorRef(model=ref.model, name=ref.name), *ref.donors)
-            )
-            found = self._gathers[ref] = gather(rows, own, donors).view(-1)
+            found = self._made[ref] = self._make(ref, header)
         return found
+
+    def _make(self, ref: TensorRef, header: CheckpointHeader) -> Tensor:
+        if ref.rows is None:
+            return self._adapted.tensor(header.tensors[ref.name], header.changes[ref.name])
+        own, *donors = (
+            self.tensor(plain).view(self.header(plain.model).tensors[plain.name].shape)
+            for plain in (TensorRef(model=ref.model, name=ref.name), *ref.donors)
+        )
+        return gather(ref.rows, own, donors).view(-1)
 
     def forget_tensors(self) -> None:
         """Let go of every tensor handed out so far, but not of what is known about the models."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,29 @@ def test_large_weights_are_adapted_some_rows_at_a_time(
     if dora:
         expected *= (norms / expected.norm(dim=1))[:, None]
     assert torch.allclose(in_blocks.view(weight.shape), expected.T if transposed else expected, atol=1e-5)
+
+
+def test_a_search_keeps_no_adapted_copy(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [Q_PROJ.replace(".1.", f".{i}.") for i in range(3)]
+    tensors = {key: value for name in names for key, value in low_rank(name).items()}
+    reference = f"{model}+{save_adapter(tmp_path / 'adapter', tensors)}"
+    made: list[weakref.ref[Tensor]] = []
+    make = AdaptedTensors.tensor
+
+    def noted(self: AdaptedTensors, *arguments: Any) -> Tensor:
+        tensor = make(self, *arguments)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(AdaptedTensors, "tensor", noted)
+    entries = [{"model": reference, "parameters": {"weight": 1.0, "density": 0.5}}]
+    recipe = parse_recipe({"merge_method": "ties", "base_model": str(model), "models": entries})
+    engine = Engine(compile="never")
+    first = {name: tensor.clone() for name, tensor in engine.stream(recipe)}
+    again = dict(engine.stream(recipe))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert made
+    assert not any(tensor() is not None for tensor in made)
 
 
 def test_the_fingerprint_is_of_model_and_adapter(model: Path, tmp_path: Path) -> None:
