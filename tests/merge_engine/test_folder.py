@@ -230,7 +230,7 @@ def test_tokenizer_and_templates_come_from_where_the_recipe_says(models: list[st
 
 
 def test_a_template_of_unknown_name_writes_nothing(models: list[str], tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="chat_template: unknown: 'alpaka' .did you mean alpaca"):
+    with pytest.raises(PlanError, match=r"chat_template: unknown: 'alpaka' \(did you mean alpaca"):
         write_model(Engine(), recipe(models, chat_template="alpaka"), tmp_path / "out")
     assert left_over(tmp_path) == []
 
