@@ -1,6 +1,7 @@
 """Lengths and angles of the vectors that a tensor of each model holds: all of it as one, or each of its rows.
 
-Sums are formed in float64 by numpy, which adds in one thread: they do not depend on the number of threads.
+Products of numbers of 16 bits are exact in float32. Blocks of them are added up there by one thread, blocks
+in float64; of float32 numbers everything is formed in float64. Sums do not depend on the number of threads.
 Suffixes: M models, N elements, L vectors of each tensor: 1 (the whole), its rows, or its columns.
 """
 
@@ -20,7 +21,7 @@ from merge_engine.methods.task_vectors import task_vector
 # What one vector is: the whole tensor, a run along the last dimension, or one along the first.
 Along: TypeAlias = Literal["whole", "last", "first"]
 
-_BLOCK_ELEMENTS = 2**15  # what is formed of them stays in a core's cache
+_BLOCK_ELEMENTS = 2**15  # torch sums so many in one thread, and what is formed of them stays in the cache
 
 
 def vector_count(shape: tuple[int, ...], along: Along) -> int:
@@ -58,20 +59,14 @@ class Geometry:
         self._base_N = base_N
         self._shape = shape
         self._dtype = dtype
+        self._wide = torch.float32 if dtype.itemsize == 2 else torch.float64
 
     def products(self) -> Tensor:
         """Inner products of the whole tensors, float64 of shape (M, M). Differences are not rounded."""
-        count = len(self._sources)
-        pairs = list(itertools.combinations_with_replacement(range(count), 2))
-
-        def terms(where: slice) -> list[Tensor]:
-            wide = self._exact(where)
-            return [wide[i] * wide[j] for i, j in pairs]
-
-        products_MM = torch.empty(count, count, dtype=torch.float64)
-        for (i, j), sum_1 in zip(pairs, self._sums("whole", len(pairs), terms), strict=True):
-            products_MM[i, j] = products_MM[j, i] = sum_1[0]
-        return products_MM
+        products_MM = self._products("whole", self._exact)[0]
+        if bool(products_MM.isfinite().all()):
+            return products_MM
+        return self._products("whole", lambda where: [x.to(torch.float64) for x in self._exact(where)])[0]
 
     def cosine(self, along: Along, least_norm: float) -> Tensor:
         """Cosine of the angle between the vectors of two models, float64 of shape (L,).
@@ -82,10 +77,10 @@ class Geometry:
         norms = [held(norm_L.clamp(min=least_norm), self._dtype) for norm_L in self._norms(along)]
 
         def terms(where: slice) -> list[Tensor]:
-            place_N = vector_of(self._shape, along, where.start, where.stop)
-            vectors = zip(self._vectors(where), norms, strict=True)
-            a_N, b_N = ((vector_N / norm_L[place_N]).to(self._dtype) for vector_N, norm_L in vectors)
-            return [a_N * b_N]
+            lengths = [self._of_elements(norm_L, along, where).to(self._wide) for norm_L in norms]
+            vectors = zip(self._vectors(where), lengths, strict=True)
+            a_N, b_N = ((vector_N / length).to(self._dtype) for vector_N, length in vectors)
+            return [self._product(a_N, b_N)]
 
         (cosine_L,) = self._sums(along, 1, terms)
         return held(cosine_L, self._dtype).clamp(-1.0, 1.0)
@@ -93,52 +88,81 @@ class Geometry:
     def mean_cosine(self, along: Along) -> Tensor:
         """The mean over all pairs of models of the cosine of the angle between their vectors, float64 (L,).
 
-        Vectors of length 0 are orthogonal to everything. Steps are rounded to the dtype where it holds them.
+        Vectors of length 0 are orthogonal to everything. Steps are rounded to the dtype where it holds them;
+        products of elements only where they are few: over a long tensor that makes no difference.
         """
-        norms = [held(norm_L, self._dtype) for norm_L in self._norms(along)]
-        pairs = list(itertools.combinations(range(len(self._sources)), 2))
-
-        def terms(where: slice) -> list[Tensor]:
-            vectors = self._vectors(where)
-            return [_product(vectors[i], vectors[j]) for i, j in pairs]
-
+        is_long = along == "whole" and math.prod(self._shape) > _BLOCK_ELEMENTS
+        product = torch.mul if is_long else self._product
+        products_LMM = self._products(along, self._vectors, product)
+        norms_LM = held(products_LMM.diagonal(dim1=1, dim2=2).sqrt(), self._dtype)
         cosines = []
-        for (i, j), product_L in zip(pairs, self._sums(along, len(pairs), terms), strict=True):
-            norms_L = held(norms[i] * norms[j], self._dtype)
-            cosine_L = held(held(product_L, self._dtype) / norms_L, self._dtype)
+        for i, j in itertools.combinations(range(len(self._sources)), 2):
+            norms_L = held(norms_LM[:, i] * norms_LM[:, j], self._dtype)
+            cosine_L = held(held(products_LMM[:, i, j], self._dtype) / norms_L, self._dtype)
             cosines.append(torch.where(norms_L > 0.0, cosine_L, 0.0))
         return held(torch.stack(cosines).mean(dim=0), self._dtype)
 
+    def _products(
+        self,
+        along: Along,
+        vectors: Callable[[slice], list[Tensor]],
+        product: Callable[[Tensor, Tensor], Tensor] = torch.mul,
+    ) -> Tensor:
+        """Inner products of the vectors, float64 of shape (L, M, M); ``product`` is that of two elements."""
+        count = len(self._sources)
+        pairs = list(itertools.combinations_with_replacement(range(count), 2))
+
+        def terms(where: slice) -> list[Tensor]:
+            wide = vectors(where)
+            return [wide[i] * wide[i] if i == j else product(wide[i], wide[j]) for i, j in pairs]
+
+        products_LMM = torch.empty(vector_count(self._shape, along), count, count, dtype=torch.float64)
+        for (i, j), sum_L in zip(pairs, self._sums(along, len(pairs), terms), strict=True):
+            products_LMM[:, i, j] = products_LMM[:, j, i] = sum_L
+        return products_LMM
+
     def _norms(self, along: Along) -> list[Tensor]:
         def terms(where: slice) -> list[Tensor]:
-            return [vector_N.to(torch.float64).square() for vector_N in self._vectors(where)]
+            return [vector_N * vector_N for vector_N in self._vectors(where)]
 
         return [square_L.sqrt() for square_L in self._sums(along, len(self._sources), terms)]
 
     def _vectors(self, where: slice) -> list[Tensor]:
-        """Elements of the vectors as the dtype holds them."""
+        """Elements of the vectors as the dtype holds them, in the wide dtype."""
         if self._base_N is None:
-            return [read(source_N[where], self._dtype) for source_N in self._sources]
-        return [task_vector(source_N[where], self._base_N[where], self._dtype) for source_N in self._sources]
+            return [read(source_N[where], self._dtype).to(self._wide) for source_N in self._sources]
+        base_N = self._base_N[where]
+        return [task_vector(x_N[where], base_N, self._dtype).to(self._wide) for x_N in self._sources]
 
     def _exact(self, where: slice) -> list[Tensor]:
-        """Elements of the vectors, float64."""
-        wide = [read(source_N[where], self._dtype).to(torch.float64) for source_N in self._sources]
+        """Elements of the vectors in the wide dtype. Differences are not rounded."""
+        vectors = [read(source_N[where], self._dtype).to(self._wide) for source_N in self._sources]
         if self._base_N is None:
-            return wide
-        base_N = read(self._base_N[where], self._dtype).to(torch.float64)
-        return [source_N - base_N for source_N in wide]
+            return vectors
+        base_N = read(self._base_N[where], self._dtype).to(self._wide)
+        return [vector_N - base_N for vector_N in vectors]
+
+    def _product(self, a_N: Tensor, b_N: Tensor) -> Tensor:
+        """Rounded to the dtype, unless it does not hold it; in the wide dtype."""
+        product_N = a_N.to(self._wide) * b_N.to(self._wide)
+        rounded_N = product_N.to(self._dtype).to(self._wide)
+        return torch.where(rounded_N.isfinite(), rounded_N, product_N)
+
+    def _of_elements(self, number_L: Tensor, along: Along, where: slice) -> Tensor:
+        """The number of the vector that each element is part of; a scalar where all are of one."""
+        if len(number_L) == 1:
+            return number_L[0]
+        return number_L[vector_of(self._shape, along, where.start, where.stop)]
 
     def _sums(self, along: Along, count: int, terms: Callable[[slice], list[Tensor]]) -> list[Tensor]:
         """The sums over each vector, float64 of shape (L,), of the ``count`` tensors that ``terms`` gives."""
-        vectors = vector_count(self._shape, along)
         width = self._width(along)
-        sums = [torch.zeros(vectors, dtype=torch.float64) for _ in range(count)]
+        sums = [torch.zeros(vector_count(self._shape, along), dtype=torch.float64) for _ in range(count)]
         for where in self._blocks(width):
             part = slice(where.start // width, where.stop // width) if along == "last" else slice(None)
             for sum_L, term_N in zip(sums, terms(where), strict=True):
-                table = term_N.to(torch.float64).view((1, -1) if along == "whole" else (-1, width)).numpy()
-                sum_L[part] += torch.from_numpy(table.sum(axis=0 if along == "first" else 1))
+                table = term_N.view((1, -1) if along == "whole" else (-1, width))
+                sum_L[part] += _sum(table, 0 if along == "first" else 1)
         return sums
 
     def _width(self, along: Along) -> int:
@@ -155,9 +179,7 @@ class Geometry:
             yield slice(start, min(start + step, elements))
 
 
-def _product(a_N: Tensor, b_N: Tensor) -> Tensor:
-    """Rounded as the dtype holds it; where float16 does not, in float32."""
-    product_N = a_N * b_N
-    if product_N.dtype == torch.float16 and not bool(product_N.isfinite().all()):
-        return a_N.to(torch.float32) * b_N.to(torch.float32)
-    return product_N
+def _sum(table: Tensor, axis: int) -> Tensor:
+    if table.numel() <= _BLOCK_ELEMENTS:
+        return table.sum(dim=axis).to(torch.float64)
+    return torch.from_numpy(table.to(torch.float64).numpy().sum(axis=axis))  # numpy adds in one thread
