@@ -23,7 +23,7 @@ def in_search(
 
 
 def _search_lines(timings: Sequence[Timing], size: Size, threads: int) -> Iterator[str]:
-    yield f"{size.parameters / 1e9:.2f} B parameters, bf16, {threads} thread(s); copy: `copy_` of the same bytes"
+    yield f"{size.parameters / 1e9:.2f} B parameters, bf16, {threads} thread(s); copy: `copy_`, same bytes"
     yield ""
     yield "| method | first (s) | candidate (s) | copy (s) | candidate / copy | memory above model (MiB) |"
     yield "| --- | --- | --- | --- | --- | --- |"

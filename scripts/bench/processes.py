@@ -50,7 +50,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One method, medians over repetitions. Peaks are above those of an idle process with the same imports."""
+    """One method, medians of repetitions. Peaks: above an idle process with the same imports."""
 
     method: str
     copy: Cost
