@@ -50,18 +50,18 @@ class Occurrence:
 
 
 class Walk:
-    """All occurrences in one template, and the models it names. ``holes``: every hole by key."""
+    """All occurrences in one template, and the methods and models it names. ``holes``: every hole by key."""
 
-    def __init__(self, tree: Node, holes: Mapping[str, Hole]) -> None:
+    def __init__(self, tree: Mapping[str, Node], holes: Mapping[str, Hole]) -> None:
         self._holes = holes
         self._open: list[str] = []
-        self._methods: tuple[str, ...] = ()
-        self._base: str | None = None
         self.occurrences: list[Occurrence] = []
         self.references: list[str] = []
-        for where, top in self._variants(tree, ""):
-            if isinstance(top, Mapping):
-                self._recipe(top, where)
+        self.methods = self._texts(tree.get("merge_method"), "merge_method")
+        bases = self._texts(tree.get("base_model"), "base_model")
+        self._base = bases[0] if bases else None
+        self._body(tree, "")
+        self.references += bases
 
     def _variants(self, node: Node, where: str) -> Iterator[tuple[str, Node]]:
         """What can stand at this place, with its path, noting the holes that decide it.
@@ -104,13 +104,6 @@ class Walk:
                     for entry_path, mapping in self._mappings(entry, f"{path}[{i}]"):
                         yield i, entry_path, mapping
 
-    def _recipe(self, top: Mapping[str, Node], where: str) -> None:
-        self._methods = self._texts(top.get("merge_method"), _at(where, "merge_method"))
-        bases = self._texts(top.get("base_model"), _at(where, "base_model"))
-        self._base = bases[0] if bases else None
-        self._body(top, where)
-        self.references += bases
-
     def _body(self, body: Mapping[str, Node], where: str) -> None:
         """A recipe, or a part of one: its models or slices, then the parameters that they share."""
         inputs = self._inputs(body.get("models"), _at(where, "models"))
@@ -146,6 +139,7 @@ class Walk:
             found.append((i, path, entry, Span(models=names, start=start, end=end)))
             self.references += names
         inputs = [(i, span) for i, _, _, span in found]
+        count = self._count(inputs)
         for _, path, entry, span in found:
             context = Occurrence(
                 key="",
@@ -153,22 +147,22 @@ class Walk:
                 owner=span.models[0] if isinstance(entry.get("model"), str) else path,
                 of_model=True,
                 spans=(span,),
-                methods=self._methods,
-                inputs=self._count(inputs),
+                methods=self.methods,
+                inputs=count,
             )
             self._parameters(entry.get("parameters"), f"{path}.parameters", context)
         return inputs
 
     def _count(self, inputs: list[tuple[int, Span]]) -> int:
         """How many models are merged; a base that the method sets apart is none of them."""
-        method = METHODS.get(self._methods[0]) if self._methods else None
+        method = METHODS.get(self.methods[0]) if self.methods else None
         apart = method is not None and method.takes_base
         return len({i for i, span in inputs if not (apart and self._base in span.models)}) or 1
 
     def _shared(self, node: Node, where: str, owner: str | None, spans: Sequence[Span], inputs: int) -> None:
         """The parameters of a slice or of the whole merge."""
         spans = tuple(spans) or (Span(models=()),)
-        context = Occurrence(key="", where="", owner=owner, spans=spans, methods=self._methods, inputs=inputs)
+        context = Occurrence(key="", where="", owner=owner, spans=spans, methods=self.methods, inputs=inputs)
         self._parameters(node, where, context)
 
     def _layer_range(self, node: Node, where: str) -> tuple[int, int | None]:

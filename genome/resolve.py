@@ -25,10 +25,7 @@ _NOWHERE = Layers(start=0, end=1, whole_start=0, whole_end=1)
 
 
 def settle(template: Template, columns: Mapping[str, Column], structure: Mapping[str, Node]) -> Data:
-    """The template's plain data with ``structure`` for its structural holes, and leaves for all others.
-
-    Raises `RefusedRecipe` where a part is chosen that is no recipe.
-    """
+    """The template's plain data with ``structure`` for its structural holes, and leaves for all others."""
 
     def plain(node: Node) -> Any:
         target = template.holes[node.name] if isinstance(node, Ref) else node
@@ -41,37 +38,38 @@ def settle(template: Template, columns: Mapping[str, Column], structure: Mapping
             return [plain(entry) for entry in target]
         return target
 
-    data = plain(template.tree)
-    if not isinstance(data, dict):
-        raise RefusedRecipe([Problem("template", "this alternative is no merge config")])
-    chosen = not isinstance(template.data.get("merge_method"), str)
+    data: Data = plain(template.tree)
     method = METHODS.get(str(data.get("merge_method")))
-    return _fitting(data, method) if chosen and method is not None else data
+    others = [METHODS[name] for name in template.methods if name in METHODS]
+    return data if method is None or len(others) < 2 else _fitting(data, method, others)
 
 
-def _fitting(data: Data, method: Method) -> Data:
-    """The recipe without what a method that was chosen among others does not have: parameters, and a base
-    model that it would merge like any other.
+def _fitting(data: Data, method: Method, others: Sequence[Method]) -> Data:
+    """The recipe without what ``method`` does not have and ``others`` that it is chosen from do: parameters,
+    and a base model that it would merge like any other.
     """
-    fitting: Data = _fitting_part(data, method)
+    known = {parameter.name for other in others for parameter in other.parameters}
+    of_merge = known - {parameter.name for parameter in method.parameters}
+    of_model = known - {parameter.name for parameter in method.parameters if parameter.scope == "model"}
+    fitting: Data = _without(data, of_merge, of_model)
     if not method.takes_base and data.get("base_model") not in _listed(data.get("models")):
         fitting.pop("base_model", None)
     return fitting
 
 
-def _fitting_part(part: Any, method: Method) -> Any:
+def _without(part: Any, of_merge: set[str], of_model: set[str]) -> Any:
+    """A part of a recipe without these parameters of the merge, and of single models."""
     if isinstance(part, list):
-        return [_fitting_part(entry, method) for entry in part]
+        return [_without(entry, of_merge, of_model) for entry in part]
     if not isinstance(part, dict):
         return part
-    parts = {key: _fitting_part(value, method) for key, value in part.items() if key != "parameters"}
-    given = part.get("parameters")
-    if isinstance(given, dict):
-        scopes = ("model",) if "model" in part else ("model", "global")
-        known = {parameter.name for parameter in method.parameters if parameter.scope in scopes}
-        parts["parameters"] = {name: value for name, value in given.items() if name in known}
-    elif given is not None:
-        parts["parameters"] = given
+    left_out = of_model if "model" in part else of_merge
+    parts = {}
+    for key, value in part.items():
+        if key == "parameters" and isinstance(value, dict):
+            parts[key] = {name: given for name, given in value.items() if name not in left_out}
+        else:
+            parts[key] = _without(value, of_merge, of_model)
     return parts
 
 

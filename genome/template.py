@@ -21,14 +21,16 @@ class Template:
 
     ``data``: as the search file has it. ``tree``: the same with its holes read; ``holes``: each by its key;
     ``occurrences``: where they stand. ``structural``: keys of the holes that decide more than the value of
-    a parameter. ``references``: every model that some candidate may need, in order of appearance.
+    a parameter. ``methods``: those that it chooses from, or its only one. ``references``: every model that
+    some candidate may need, in order of appearance.
     """
 
     data: Mapping[str, object]
-    tree: Node = field(compare=False, repr=False)
+    tree: Mapping[str, Node] = field(compare=False, repr=False)
     holes: Mapping[str, Hole] = field(compare=False, repr=False)
     occurrences: tuple[Occurrence, ...] = field(compare=False, repr=False)
     structural: frozenset[str] = field(compare=False, repr=False)
+    methods: tuple[str, ...] = field(compare=False, repr=False)
     references: tuple[str, ...] = field(compare=False, repr=False)
 
     def model_references(self) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ class Template:
     def layers_vary(self) -> bool:
         """Whether candidates may differ in which layers they have."""
         decisive = [place.where for place in self.occurrences if place.parameter is None]
-        return any("slices" in where or where in ("", "modules") for where in decisive)
+        return any("slices" in where or where == "modules" for where in decisive)
 
 
 def _text(value: object) -> str | None:
@@ -65,7 +67,7 @@ def read_template(top: Fields, problems: list[Problem]) -> Template:
     """The ``template`` of a search file; what is wrong goes to ``problems`` and leaves a stand-in."""
     data = top.raw("template")
     before = len(problems)
-    if not isinstance(data, Mapping):
+    if not isinstance(data, Mapping) or data.keys() & {"search", "choose", "ref"}:
         top.refuse("template", f"expected a merge config with holes, found {shown(data)}")
         data = {}
     template = make_template({str(key): value for key, value in data.items()}, problems)
@@ -77,7 +79,7 @@ def read_template(top: Fields, problems: list[Problem]) -> Template:
 def make_template(data: Mapping[str, object], problems: list[Problem]) -> Template:
     """The template in plain ``data``; ``problems`` takes what is wrong with its holes."""
     reader = HoleReader(problems)
-    tree = reader.read(data, "template")
+    tree = {key: reader.read(value, f"template.{key}") for key, value in data.items()}
     problems += _reference_problems(reader.holes, tree)
     walk = Walk(tree, reader.holes)
     return Template(
@@ -86,6 +88,7 @@ def make_template(data: Mapping[str, object], problems: list[Problem]) -> Templa
         holes=reader.holes,
         occurrences=tuple(walk.occurrences),
         structural=frozenset(place.key for place in walk.occurrences if place.parameter is None),
+        methods=walk.methods,
         references=tuple(dict.fromkeys(walk.references)),
     )
 
@@ -133,7 +136,7 @@ def _template_problems(template: Template) -> Iterator[Problem]:
         yield Problem("template", "has no hole: there is nothing to search", "see docs/search-files.md")
     if not template.references:
         yield Problem("template", "names no model", "list them under models or slices")
-    yield from _fixed_problems(template.tree, "template")
+    yield from _fixed_problems(template.tree)
     yield from _dtype_problems(template)
     met = {place.key for place in template.occurrences}
     for place in template.occurrences:
@@ -142,14 +145,10 @@ def _template_problems(template: Template) -> Iterator[Problem]:
         yield Problem(key, "this hole feeds nothing", "a recipe has no such place")
 
 
-def _fixed_problems(tree: Node, where: str) -> Iterator[Problem]:
+def _fixed_problems(tree: Mapping[str, Node]) -> Iterator[Problem]:
     for key in _FIXED:
-        node = tree.get(key) if isinstance(tree, Mapping) else None
-        if isinstance(node, Search | Choose | Ref):
-            yield Problem(f"{where}.{key}", "is the same for all candidates: no hole can stand here")
-    if isinstance(tree, Choose):
-        for i, option in enumerate(tree.options):
-            yield from _fixed_problems(option, f"{where}.choose[{i}]")
+        if isinstance(tree.get(key), Search | Choose | Ref):
+            yield Problem(f"template.{key}", "is the same for all candidates: no hole can stand here")
 
 
 def _dtype_problems(template: Template) -> Iterator[Problem]:

@@ -112,6 +112,13 @@ def test_a_base_model_is_left_out_for_a_chosen_method_that_has_none() -> None:
     assert at(space, merge_method=1).base_model is None
 
 
+def test_what_no_method_of_the_choice_has_is_a_mistake() -> None:
+    template = copy.deepcopy(EXAMPLE)
+    template["models"][1]["parameters"]["wieght"] = 1.0
+    with pytest.raises(SearchFileError, match=r"ties has no parameter 'wieght' \(did you mean weight"):
+        template_space(template)
+
+
 def test_a_method_that_is_not_chosen_must_have_the_parameters() -> None:
     with pytest.raises(SearchFileError, match=r"template.models\[0\].parameters.density: linear has no para"):
         template_space(linear(weight=0.5, density={"search": [0.1, 1]}))
@@ -326,6 +333,7 @@ def test_a_frozen_template_reads_back_the_same() -> None:
 
 REFUSED: list[tuple[object, str]] = [
     (3, r"template: expected a merge config with holes, found 3"),
+    ({"choose": [{"merge_method": "linear"}, {"merge_method": "ties"}]}, r"template: expected a merge con"),
     ({"merge_method": "linear", "models": []}, r"template: has no hole: there is nothing to search"),
     (linear(weight={"search": 1}), r"weight.search: expected \[low, high\], found 1"),
     (linear(weight={"search": [1, 0]}), r"weight.search: low must be below high"),
