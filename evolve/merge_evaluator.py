@@ -5,12 +5,11 @@ Light to import: what it needs is imported in the worker.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 import traceback
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +58,6 @@ class MergeEvaluator:
 
     _engine: Engine
     _backend: TransformersBackend
-    _prototype: Path
-    _names: Sequence[str] | None
 
     def __init__(self, spec: EvaluatorSpec, context: WorkerContext) -> None:
         self._spec = spec
@@ -77,7 +74,6 @@ class MergeEvaluator:
 
         torch.set_num_threads(self._context.threads)
         self._engine = Engine(seed=self._spec.seed, device=self._context.device)
-        self._prototype, self._names = self._resident_model()
         if self._spec.layouts is not None:
             for place, model in enumerate(self._spec.layouts.models):
                 self._engine.keep(model, self._spec.dtype, layers_only=place > 0)
@@ -125,36 +121,38 @@ class MergeEvaluator:
     def _load(self, recipe: Mapping[str, Any]) -> None:
         self._backend.load(self._engine.stream(parse_recipe(recipe), into=self._backend.tensors()))
 
-    def _resident_model(self) -> tuple[Path, Sequence[str] | None]:
+    def _new_backend(self, batch_size: int | None) -> TransformersBackend:
+        from fitness.transformers_backend import TransformersBackend
+
+        with self._prototype() as (folder, names):
+            return TransformersBackend(
+                folder,
+                self._spec.suite,
+                dtype=self._spec.dtype,
+                device=self._context.device,
+                batch_size=batch_size,
+                memory_bytes=_share_bytes(self._context),
+                most_layers=None if self._spec.layouts is None else self._spec.layouts.most_layers,
+                checkpoint_names=names,
+                trust_remote_code=self._spec.trust_remote_code,
+            )
+
+    @contextmanager
+    def _prototype(self) -> Iterator[tuple[Path, Sequence[str] | None]]:
         """What the resident model is built from: a folder, and its tensors' names if it has no weights.
 
-        Where the recipes settle the vocabulary, that is a folder of our own with the result's tokenizer.
+        Where the recipes settle the vocabulary, that is a temporary folder with the result's tokenizer.
         """
         from merge_engine.folder import write_prototype
         from merge_engine.sources import resolve
 
         recipe = parse_recipe(self._spec.probe)
         if recipe.vocabulary is None:
-            return resolve(self._spec.model), None
-        place = Path(tempfile.mkdtemp(prefix="mergevolve-"))
-        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
-        write_prototype(self._engine, recipe, place / "prototype")
-        return place / "prototype", [job.name for job in self._engine.plan(recipe).jobs]
-
-    def _new_backend(self, batch_size: int | None) -> TransformersBackend:
-        from fitness.transformers_backend import TransformersBackend
-
-        return TransformersBackend(
-            self._prototype,
-            self._spec.suite,
-            dtype=self._spec.dtype,
-            device=self._context.device,
-            batch_size=batch_size,
-            memory_bytes=_share_bytes(self._context),
-            most_layers=None if self._spec.layouts is None else self._spec.layouts.most_layers,
-            checkpoint_names=self._names,
-            trust_remote_code=self._spec.trust_remote_code,
-        )
+            yield resolve(self._spec.model), None
+            return
+        with tempfile.TemporaryDirectory(prefix="mergevolve-") as place:
+            write_prototype(self._engine, recipe, Path(place) / "prototype")
+            yield Path(place) / "prototype", [job.name for job in self._engine.plan(recipe).jobs]
 
 
 def _share_bytes(context: WorkerContext) -> int | None:
