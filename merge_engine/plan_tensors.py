@@ -122,13 +122,15 @@ class ModelTensors:
 
 def architecture_problems(headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
     """Models of other types than the first, where their configs say what they are."""
-    kinds = {model: _architecture(header) for model, header in headers.items()}
-    known = {model: kind for model, kind in kinds.items() if kind}
-    first = next(iter(known), None)
-    for model, kind in known.items():
-        if first is not None and kind != known[first]:
-            what = f"it is a {kind}, but {first} a {known[first]}"
-            yield Problem(model, what, "merge models of one architecture, or pass --allow-crimes")
+    first, *others = headers
+    for model in others:
+        for key in ("architectures", "model_type"):
+            kind, wanted = (_stated(headers[name], key) for name in (model, first))
+            if kind and wanted:
+                if kind != wanted:
+                    what = f"it is a {kind}, but {first} a {wanted}"
+                    yield Problem(model, what, "merge models of one architecture, or pass --allow-crimes")
+                break
 
 
 def most_telling(problems: list[Problem], limit: int = 20) -> list[Problem]:
@@ -138,9 +140,9 @@ def most_telling(problems: list[Problem], limit: int = 20) -> list[Problem]:
     return [*problems[:limit], Problem("...", f"and {len(problems) - limit} more of this kind")]
 
 
-def _architecture(header: CheckpointHeader) -> str:
-    named = header.config.get("architectures")
-    if isinstance(named, list) and named and isinstance(named[0], str):
-        return named[0]
-    kind = header.config.get("model_type")
-    return kind if isinstance(kind, str) else ""
+def _stated(header: CheckpointHeader, key: str) -> str:
+    """What a config says its model is; empty where it does not."""
+    value = header.config.get(key)
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else ""

@@ -272,6 +272,11 @@ def test_architectures_that_differ_need_a_word(tmp_path: Path) -> None:
     recipe = parse_recipe(linear(a, b))
     made = make_plan(recipe, lambda reference: open_header(Path(reference)), allow_crimes=True)
     assert len(made.jobs) == len(toy.shapes(toy.config()))
+    c = model(tmp_path, "c", architectures=None)
+    assert plan(linear(a, c)).jobs
+    d = model(tmp_path, "d", architectures=None, model_type="mistral")
+    with pytest.raises(PlanError, match=rf"{d}: it is a mistral, but {a} a llama"):
+        plan(linear(a, d))
 
 
 def test_what_only_another_model_has_is_not_dropped(tmp_path: Path) -> None:
