@@ -27,7 +27,7 @@ def before_start(ready: Ready, folder: Path, earlier: JournalView | None, availa
     """The lines shown before workers start. ``available_bytes`` is this machine's free memory."""
     header = ready.headers[ready.pattern]
     parameters = sum(info.elements for info in header.tensors.values())
-    need_bytes = worker_bytes(parameters * _DTYPE_BYTES[ready.dtype])
+    need_bytes = worker_bytes(_resident_elements(ready) * _DTYPE_BYTES[ready.dtype])
     baselines = len(ready.space.baselines())
     models = f"{len(ready.headers)} of {_count(parameters)} parameters ({ready.dtype})"
     rows = {
@@ -49,8 +49,15 @@ def before_start(ready: Ready, folder: Path, earlier: JournalView | None, availa
     )
 
 
+def _resident_elements(ready: Ready) -> int:
+    """Parameters that a worker holds: one model, or every model whose layers make paths."""
+    layouts = isinstance(ready.search_file.genome, LayoutSpec)
+    held = list(ready.headers.values()) if layouts else [ready.headers[ready.pattern]]
+    return sum(info.elements for header in held for info in header.tensors.values())
+
+
 def worker_bytes(model_bytes: int) -> int:
-    """Memory of one worker: the resident model, a tenth of it or 256 MB to work with, and the libraries."""
+    """Memory of one worker: what is resident, a tenth of it or 256 MB to work with, and the libraries."""
     return round(model_bytes + max(_SPARE_SHARE * model_bytes, _SPARE_BYTES) + RUNTIME_BYTES)
 
 

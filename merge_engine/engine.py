@@ -164,7 +164,9 @@ class Engine:
             for ref in refs
             if ref is not None
         ]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([tensor.to(self._device) for tensor in tensors])
 
     def _place(self, targets: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Where to merge to: a single target itself if it can be, else a new flat tensor."""
