@@ -59,8 +59,9 @@ def config_text(record: CandidateRecord, seed: int, winners: Sequence[Winner] = 
     that the file needs nothing but the original models.
     """
     score = f"{record.outcome.report.score:.6f}" if isinstance(record.outcome, Scored) else "none"
+    origin = display_name(record.origin)
     return (
-        f"# candidate {record.id + 1} ({display_name(record.origin)}) of a mergevolve search with seed {seed}\n"
+        f"# candidate {record.id + 1} ({origin}) of a mergevolve search with seed {seed}\n"
         f"# score on the search items: {score}\n"
         f"# merge it with: mergevolve merge best_config.yaml OUT\n"
     ) + recipe_text(record, winners)

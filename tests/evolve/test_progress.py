@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -50,6 +51,17 @@ def test_a_resumed_search_is_not_credited_with_earlier_speed() -> None:
     assert tally.seconds_each is None
     tally.add(candidate(10))
     assert tally.seconds_each == 5.0
+
+
+def test_copies_are_counted_apart_and_refused_recipes_cost_nothing() -> None:
+    tally = Tally(20, Clock())
+    tally.add(candidate(0, outcome=scored(0.5, 0.5)))
+    tally.add(replace(candidate(1, outcome=scored(0.5, 0.5)), copied_from=0))
+    tally.add(replace(candidate(2, outcome=FAILURE), copied_from=0))
+    tally.add(replace(candidate(3, outcome=Failed(reason="no layers", stage="decode")), recipe={}))
+    assert tally.done == 1
+    assert tally.line().startswith("1/20 · best 1.0000 (candidate 1) · ")
+    assert tally.line().endswith(" · 1 failed · 2 not scored again")
 
 
 def test_a_baseline_is_called_by_its_name() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from evolve.journal import JournalView
 from evolve.outcome import Failed
+from evolve.records import Measured
 from evolve.report import figures, page, text
 from evolve.report.summary import display_name, search_time, summarise
 from evolve.report.weights import REST, panels
@@ -197,3 +198,28 @@ def test_report_and_picture_are_written_from_the_journal(tmp_path: Path) -> None
     assert storage.report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     write_picture(storage, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_copies_take_no_time_and_appear_nowhere_as_work() -> None:
+    whole = view(20)
+    copy = replace(whole.candidates[5], id=20, copied_from=5, measured=Measured.nothing(9e9))
+    summary = summarise(replace(whole, candidates=(*whole.candidates, copy)))
+    before = summarise(whole)
+    assert summary.elapsed_s == before.elapsed_s
+    assert (len(summary.evaluated), summary.repeats) == (20, 1)
+    assert summary.best_id == before.best_id
+    assert "1 with the recipe of an earlier candidate" in page.render(summary, Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("origin", "name"),
+    [
+        ("initial:runs/one/best_config.yaml", "initial one"),
+        ("initial:mine.yml", "initial mine.yml"),
+        ("baseline:source:/x/stages/params/final_model", "source params"),
+        ("baseline:source:./models/math/", "source math"),
+        ("baseline:source:final_model", "source final_model"),
+    ],
+)
+def test_what_every_storage_path_has_is_called_by_its_folder(origin: str, name: str) -> None:
+    assert display_name(origin) == name

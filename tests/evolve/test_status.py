@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,16 @@ def test_asking_leaves_the_lock_to_the_next_driver_and_the_folder_as_it_was(tmp_
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     with storage.lock():
         pass
+
+
+def test_copies_are_no_candidates_done_and_no_places_in_the_ranking(tmp_path: Path) -> None:
+    whole = view(40)
+    best = max(whole.candidates, key=lambda record: record.id)
+    copies = tuple(replace(best, id=40 + number, copied_from=best.id) for number in range(5))
+    written(tmp_path, replace(whole, candidates=(*whole.candidates, *copies)))
+    text = shown(tmp_path)
+    assert "not running; 40 of 80 candidates done, 1 failed, 5 not scored again" in text
+    assert "41" not in text[text.index("Best on the search items") : text.index("Held-out items")]
 
 
 def test_a_search_without_candidates_yet(tmp_path: Path) -> None:
