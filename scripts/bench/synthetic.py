@@ -21,7 +21,7 @@ _HIDDEN, _INTERMEDIATE, _HEADS, _KV_HEADS, _HEAD = 896, 4864, 14, 2, 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """A Llama of Qwen2-0.5B's measures. With 151,936 tokens, 16 layers are 0.37 B parameters and 24 are 0.49 B."""
+    """A Llama of Qwen2-0.5B's measures: 16 layers are 0.37 B parameters, 24 are 0.49 B."""
 
     layers: int
     vocabulary: int = 151_936
