@@ -31,12 +31,14 @@ def vector_count(shape: tuple[int, ...], along: Along) -> int:
     return math.prod(shape[:-1] if along == "last" else shape[1:])
 
 
-def vector_of(shape: tuple[int, ...], along: Along, start: int, stop: int) -> Tensor:
-    """Which vector elements [start, stop) of the flat tensor are part of, int64."""
-    place_N = torch.arange(start, stop)
-    if along == "whole" or not shape:
-        return torch.zeros_like(place_N)
-    return place_N // shape[-1] if along == "last" else place_N % vector_count(shape, "first")
+def of_elements(number_L: Tensor, shape: tuple[int, ...], along: Along, start: int, stop: int) -> Tensor:
+    """For each of elements [start, stop) of the flat tensor the number of the vector that it is part of."""
+    if start == stop or len(number_L) == 1:
+        return number_L[:1].expand(stop - start)
+    width = shape[-1] if along == "last" else len(number_L)
+    table = number_L[:, None].expand(-1, width) if along == "last" else number_L.expand(shape[0], -1)
+    first, last = start // width, -(-stop // width)
+    return table[first:last].reshape(-1)[start - first * width : stop - first * width]
 
 
 def held(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -74,10 +76,12 @@ class Geometry:
         Vectors are divided by their lengths, but by no less than ``least_norm``; elements and their products
         are rounded to the dtype, as the ecosystem's merges do it.
         """
-        norms = [held(norm_L.clamp(min=least_norm), self._dtype) for norm_L in self._norms(along)]
+        norms = [
+            held(norm_L.clamp(min=least_norm), self._dtype).to(self._wide) for norm_L in self._norms(along)
+        ]
 
         def terms(where: slice) -> list[Tensor]:
-            lengths = [self._of_elements(norm_L, along, where).to(self._wide) for norm_L in norms]
+            lengths = [of_elements(norm_L, self._shape, along, where.start, where.stop) for norm_L in norms]
             vectors = zip(self._vectors(where), lengths, strict=True)
             a_N, b_N = ((vector_N / length).to(self._dtype) for vector_N, length in vectors)
             return [self._product(a_N, b_N)]
@@ -147,12 +151,6 @@ class Geometry:
         product_N = a_N.to(self._wide) * b_N.to(self._wide)
         rounded_N = product_N.to(self._dtype).to(self._wide)
         return torch.where(rounded_N.isfinite(), rounded_N, product_N)
-
-    def _of_elements(self, number_L: Tensor, along: Along, where: slice) -> Tensor:
-        """The number of the vector that each element is part of; a scalar where all are of one."""
-        if len(number_L) == 1:
-            return number_L[0]
-        return number_L[vector_of(self._shape, along, where.start, where.stop)]
 
     def _sums(self, along: Along, count: int, terms: Callable[[slice], list[Tensor]]) -> list[Tensor]:
         """The sums over each vector, float64 of shape (L,), of the ``count`` tensors that ``terms`` gives."""

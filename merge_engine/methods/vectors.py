@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from merge_engine.geometry import Along, vector_of
+from merge_engine.geometry import Along, of_elements
 from merge_engine.methods.family import GROUP_ELEMENTS, Call, Group, Inputs
 
 
@@ -26,7 +26,7 @@ def vector_calls(group: Group, along: Along, numbers: Callable[[Inputs], Sequenc
         return
     if group.is_short:
         parts = [
-            _spread(numbers_of, tensor.job.shape, along, 0, tensor.elements)
+            [of_elements(number_L, tensor.job.shape, along, 0, tensor.elements) for number_L in numbers_of]
             for numbers_of, tensor in zip(of_tensors, group.tensors, strict=True)
         ]
         arguments = tuple(map(torch.cat, zip(*parts, strict=True)))
@@ -34,12 +34,5 @@ def vector_calls(group: Group, along: Along, numbers: Callable[[Inputs], Sequenc
         return
     for start in range(0, group.elements, GROUP_ELEMENTS):
         stop = min(start + GROUP_ELEMENTS, group.elements)
-        spread = tuple(_spread(of_tensors[0], group.job.shape, along, start, stop))
-        yield Call(start=start, stop=stop, arguments=spread, compiles=False)
-
-
-def _spread(
-    numbers: Sequence[Tensor], shape: tuple[int, ...], along: Along, start: int, stop: int
-) -> list[Tensor]:
-    place_N = vector_of(shape, along, start, stop)
-    return [number_L[place_N] for number_L in numbers]
+        spread = [of_elements(number_L, group.job.shape, along, start, stop) for number_L in of_tensors[0]]
+        yield Call(start=start, stop=stop, arguments=tuple(spread), compiles=False)

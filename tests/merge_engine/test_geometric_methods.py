@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merge_engine import geometry
-from merge_engine.geometry import Along, Geometry, held, vector_of
+from merge_engine.geometry import Along, Geometry, held, of_elements
 from merge_engine.importance import importance
 from merge_engine.methods.arcee_fusion import arcee_fusion
 from merge_engine.methods.combination import combination
@@ -85,8 +85,18 @@ class TestGeometry:
         assert made.products().shape == (2, 2)
         cosine_L = made.cosine(along, 1e-7)
         assert bool(((cosine_L.abs() - 1).abs() < 1e-6).logical_or(cosine_L == 0).all()) or shape == (3, 1)
-        place_N = vector_of(shape, along, 0, math.prod(shape))
-        assert not len(place_N) or int(place_N.max()) < len(cosine_L)
+        assert len(of_elements(cosine_L, shape, along, 0, math.prod(shape))) == math.prod(shape)
+
+    @pytest.mark.parametrize("along", ALONG)
+    def test_each_element_has_the_number_of_its_vector(self, along: Along) -> None:
+        places = torch.arange(math.prod(SHAPE)).view(SHAPE)
+        rows = vectors(places, along).long()
+        number_L = torch.arange(len(rows)) * 10
+        expected_N = torch.empty(places.numel(), dtype=torch.long)
+        for row, number in zip(rows, number_L, strict=True):
+            expected_N[row] = number
+        for start, stop in ((0, 210), (13, 100), (7, 7), (209, 210)):
+            assert torch.equal(of_elements(number_L, SHAPE, along, start, stop), expected_N[start:stop])
 
     def test_zeros_are_orthogonal_to_everything(self) -> None:
         source, _ = tensors(2)
