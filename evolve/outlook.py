@@ -34,7 +34,10 @@ def before_start(ready: Ready, folder: Path, earlier: JournalView | None, availa
         "models": f"{models}: {', '.join(ready.headers)}",
         "space": _space(ready),
         "optimizer": describe(ready.space.kinds, ready.search_file.optimizer.name),
-        "candidates": f"{ready.max_fevals}: {baselines} baselines, samples, and the mean{_time_limit(ready)}",
+        "candidates": (
+            f"{ready.max_fevals}: {baselines} baselines, {_initial(ready)}samples, and the mean"
+            f"{_time_limit(ready)}"
+        ),
         "tasks": ", ".join(_task(task) for task in ready.suite.tasks),
         "held out": _held_out(ready),
         "memory": (
@@ -122,6 +125,10 @@ def _space(ready: Ready) -> str:
         case genome:
             ends = [f"{name} in [{low:g}, {high:g}]" for name, (low, high) in genome.bounds.items()]
             return f"{genome.merge_method}, {dimensions}: {', '.join(ends)}"
+
+
+def _initial(ready: Ready) -> str:
+    return f"{_some(len(ready.initial), 'initial recipe')}, " if ready.initial else ""
 
 
 def _time_limit(ready: Ready) -> str:
