@@ -41,7 +41,7 @@ SHAPES = {
     "empty": (0, 4),
     "long": (270, 256),
 }
-EXCUSED_ALLOWED = 0.8
+EXCUSED_ALLOWED = {True: 0.15, False: 0.8}  # of all elements: of random numbers, and where most of them tie
 WEIGHTS = (0.3, 0.5, -0.45)
 
 
@@ -145,7 +145,13 @@ KINDS = ["random", "mixed", "no base", "few", "few, no base"]
 
 
 def compare(
-    ours: Tensor, theirs: Tensor, size_N: Tensor, excused_N: Tensor, more_N: Tensor | None = None
+    ours: Tensor,
+    theirs: Tensor,
+    size_N: Tensor,
+    excused_N: Tensor,
+    *,
+    is_random: bool = True,
+    more_N: Tensor | None = None,
 ) -> None:
     """``size_N``: the size of the largest number in each element; ``more_N``: what may be added to an ulp."""
     assert ours.dtype == theirs.dtype
@@ -158,7 +164,7 @@ def compare(
         apart_N &= (ours.flatten().double() - theirs.flatten().double()).abs() > more_N + ulp_N
     apart_N &= ~excused_N
     assert not bool(apart_N.any()), f"{int(apart_N.sum())} of {apart_N.numel()} elements differ"
-    assert int(excused_N.sum()) <= EXCUSED_ALLOWED * max(excused_N.numel(), 100)
+    assert int(excused_N.sum()) <= EXCUSED_ALLOWED[is_random] * max(excused_N.numel(), 200)
 
 
 def sizes(models: Models, name: str, dtype: torch.dtype) -> Tensor:
@@ -245,7 +251,7 @@ def test_breadcrumbs(
     gammas: tuple[float, ...],
     shared: dict[str, Any],
 ) -> None:
-    made = models(kind)
+    made, is_random = models(kind), not kind.startswith("few")
     own = {"weight": WEIGHTS, "density": densities, "gamma": gammas}
     ours = made.ours(method, own, shared, dtype)
     for name in SHAPES:
@@ -254,10 +260,11 @@ def test_breadcrumbs(
         expected = breadcrumbs_expected(deltas, own, DTYPES[dtype], votes=method == "breadcrumbs_ties")
         size_N = sizes(made, name, DTYPES[dtype])
         if "rescale" not in shared:
-            compare(ours[name], theirs, size_N, expected.excused_N)
+            compare(ours[name], theirs, size_N, expected.excused_N, is_random=is_random)
         elif not is_beyond(deltas, DTYPES[dtype]):
             size_N *= expected.gain
-            compare(ours[name], theirs, size_N, expected.excused_N, more_N=expected.apart * size_N)
+            more_N = expected.apart * size_N
+            compare(ours[name], theirs, size_N, expected.excused_N, is_random=is_random, more_N=more_N)
 
 
 def sce_expected(deltas: Sequence[Tensor], share: float) -> Expected:
@@ -306,7 +313,7 @@ def summed(sums_K: Tensor, dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.13, 0.0])
 def test_sce(models: Callable[[str], Models], kind: str, dtype: str, share: float) -> None:
-    made = models(kind)
+    made, is_random = models(kind), not kind.startswith("few")
     shared = {"select_topk": share, "int8_mask": True}
     ours = made.ours("sce", {}, shared, dtype)
     for name in SHAPES:
@@ -318,7 +325,8 @@ def test_sce(models: Callable[[str], Models], kind: str, dtype: str, share: floa
             changed = [int((x.flatten() != base_N.to(x.dtype)).sum()) for x in (ours[name], theirs)]
             assert abs(changed[0] - changed[1]) <= int(expected.excused_N.sum())
         size_N = sizes(made, name, DTYPES[dtype])
-        compare(ours[name], theirs, size_N, expected.excused_N, more_N=2 * expected.apart * size_N)
+        more_N = 2 * expected.apart * size_N
+        compare(ours[name], theirs, size_N, expected.excused_N, is_random=is_random, more_N=more_N)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
