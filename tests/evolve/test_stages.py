@@ -210,13 +210,13 @@ def kill_after(place: Path, folder: str, journal: Path, candidates: int) -> None
     process.communicate()
 
 
-def content(storage: StoragePath, names: tuple[str, ...]) -> list[str]:
+def content(storage: StoragePath, names: tuple[str, ...]) -> list[list[str]]:
     """What each stage's journal holds, wherever the storage path is."""
     found = []
     for path in [*(storage.stage(name) for name in names), storage]:
         held = read_journal(path.journal)
-        text = json.dumps(canonical([held.run, *held.candidates, *held.holdout]))
-        found.append(re.sub(re.escape(str(storage.folder.resolve())), "", text))
+        records = map(json.dumps, canonical([held.run, *held.candidates, *held.holdout]))
+        found.append(sorted(line.replace(str(storage.folder.resolve()), "") for line in records))
     return found
 
 
