@@ -34,7 +34,11 @@ class InitialRecipe:
 
 
 def read_initial(
-    files: Sequence[str], headers: Mapping[str, CheckpointHeader], problems: list[Problem]
+    files: Sequence[str],
+    headers: Mapping[str, CheckpointHeader],
+    problems: list[Problem],
+    *,
+    allow_crimes: bool = False,
 ) -> tuple[tuple[str, Recipe], ...]:
     """The recipes in ``files``; what is wrong with them, with file and key, goes to ``problems``.
 
@@ -49,7 +53,11 @@ def read_initial(
             continue
         try:
             recipe = parse_recipe(load_yaml(Path(file).read_text(encoding="utf-8")))
-            make_plan(recipe, lambda reference: headers.get(reference) or open_source(reference))
+            make_plan(
+                recipe,
+                lambda reference: headers.get(reference) or open_source(reference),
+                allow_crimes=allow_crimes,
+            )
             found.append((file, recipe))
         except (OSError, UnicodeDecodeError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,11 @@ from evolve.outcome import Failed, Scored, Stage
 from evolve.records import Split
 from evolve.worker import one_line
 from fitness.suite import SuiteSpec
+from fitness.vllm_settings import VllmSettings
 from merge_engine.spec.recipe import parse_recipe
 
 if TYPE_CHECKING:
-    from fitness.transformers_backend import TransformersBackend
+    from fitness.backend import Backend
     from merge_engine.engine import Engine
 
 
@@ -35,7 +36,7 @@ class EvaluatorSpec:
     the recipes say which. ``dtype``: of the resident weights. ``batch_size``: None takes what fits the
     worker's memory. ``probe``: a recipe, as plain data, that is scored once to warm up and to measure a
     candidate's time. ``layouts``: where candidates differ in their layers, how; None: all are as deep as the
-    model.
+    model. ``vllm``: score with a vLLM engine set up like this; None: with transformers.
     """
 
     model: str
@@ -45,7 +46,9 @@ class EvaluatorSpec:
     probe: Mapping[str, Any]
     batch_size: int | None = None
     trust_remote_code: bool = False
+    allow_crimes: bool = False
     layouts: Layouts | None = None
+    vllm: VllmSettings | None = None
 
     def __call__(self, context: WorkerContext) -> MergeEvaluator:
         return MergeEvaluator(self, context)
@@ -57,7 +60,7 @@ class MergeEvaluator:
     """
 
     _engine: Engine
-    _backend: TransformersBackend
+    _backend: Backend
 
     def __init__(self, spec: EvaluatorSpec, context: WorkerContext) -> None:
         self._spec = spec
@@ -73,7 +76,9 @@ class MergeEvaluator:
         from merge_engine.engine import Engine
 
         torch.set_num_threads(self._context.threads)
-        self._engine = Engine(seed=self._spec.seed, device=self._context.device)
+        self._engine = Engine(
+            seed=self._spec.seed, device=self._context.device, allow_crimes=self._spec.allow_crimes
+        )
         if self._spec.layouts is not None:
             for place, model in enumerate(self._spec.layouts.models):
                 self._engine.keep(model, self._spec.dtype, layers_only=place > 0)
@@ -100,12 +105,14 @@ class MergeEvaluator:
         stage: Stage = "merge"
         forward_s = self._backend.forward_s
         started = merged = time.perf_counter()
+        trace = None
         try:
             self._load(recipe)
             merged, stage = time.perf_counter(), "score"
             outcome: Scored | Failed = Scored(report=self._backend.score(split))
         except Exception as error:
             traceback.print_exc()
+            trace = traceback.format_exc()
             outcome = Failed(stage=stage, reason=one_line(error))
             _release_memory(self._context.device)
         ended = time.perf_counter()
@@ -116,12 +123,15 @@ class MergeEvaluator:
             merge_s=merged - started,
             score_s=ended - merged,
             forward_s=self._backend.forward_s - forward_s,
+            traceback=trace,
         )
 
     def _load(self, recipe: Mapping[str, Any]) -> None:
         self._backend.load(self._engine.stream(parse_recipe(recipe), into=self._backend.tensors()))
 
-    def _new_backend(self, batch_size: int | None) -> TransformersBackend:
+    def _new_backend(self, batch_size: int | None) -> Backend:
+        if self._spec.vllm is not None:
+            return self._new_engine(self._spec.vllm, batch_size)
         from fitness.transformers_backend import TransformersBackend
 
         with self._prototype() as (folder, names):
@@ -136,6 +146,36 @@ class MergeEvaluator:
                 checkpoint_names=names,
                 trust_remote_code=self._spec.trust_remote_code,
             )
+
+    def _new_engine(self, settings: VllmSettings, batch_size: int | None) -> Backend:
+        from fitness.vllm_backend import VllmBackend
+
+        if batch_size is not None:
+            settings = replace(settings, max_num_seqs=batch_size)
+        with self._first_weights() as folder:
+            return VllmBackend(
+                folder,
+                self._spec.suite,
+                settings,
+                dtype=self._spec.dtype,
+                memory_bytes=_share_bytes(self._context),
+                trust_remote_code=self._spec.trust_remote_code,
+            )
+
+    @contextmanager
+    def _first_weights(self) -> Iterator[Path]:
+        """A model of the result's shapes for an engine to start from: a source, or the probe's merge."""
+        from merge_engine.folder import write_model
+        from merge_engine.sources import resolve
+
+        recipe = parse_recipe(self._spec.probe)
+        folder = resolve(self._spec.model)
+        if recipe.vocabulary is None and any(folder.glob("*.safetensors")):
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="mergevolve-") as place:
+            write_model(self._engine, recipe, Path(place) / "start")
+            yield Path(place) / "start"
 
     @contextmanager
     def _prototype(self) -> Iterator[tuple[Path, Sequence[str] | None]]:

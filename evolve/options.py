@@ -14,7 +14,8 @@ class SearchOptions:
     """Options of one start of a search; None leaves a choice to the search file or to the machine.
 
     ``max_fevals`` and ``timeout_s`` overrule the file's budget, ``sigma0`` and ``popsize`` its optimizer.
-    ``num_gpus`` 0 leaves GPUs alone.
+    ``num_gpus`` 0 leaves GPUs alone. ``allow_crimes`` merges models of different architectures; ``vllm``
+    scores with vLLM instead of transformers.
     """
 
     search_file: Path
@@ -31,6 +32,8 @@ class SearchOptions:
     candidate_timeout_s: float | None = None
     retries: int = 2
     trust_remote_code: bool = False
+    allow_crimes: bool = False
+    vllm: bool = False
     allow_benchmarks: bool = False
     task_search_paths: tuple[str, ...] = ()
     wandb: bool = False

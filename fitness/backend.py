@@ -26,10 +26,16 @@ class Backend(Protocol):
         """Sequences per forward pass. Part of what a score depends on: fixed for a whole search."""
         ...
 
+    @property
+    def suite_digest(self) -> str:
+        """A digest of every item and of the tokens that the model is asked, on both splits."""
+        ...
+
     def tensors(self) -> Mapping[str, Tensor]:
         """The resident storage by checkpoint name; tied weights once. Writing into it is loading.
 
-        Empty where candidates differ in their layers: such a backend takes the stream's tensors as its own.
+        Empty where a backend keeps weights in a form of its own (vLLM), and where candidates differ in their
+        layers: then it takes the stream's tensors as its own.
         """
         ...
 

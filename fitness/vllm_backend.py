@@ -53,6 +53,7 @@ class VllmBackend:
         memory_bytes: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        dtype = settings.dtype or dtype
         config = load_config(folder, trust_remote_code)
         tokenizer = load_tokenizer(folder, trust_remote_code)
         context = context_tokens(config, tokenizer)

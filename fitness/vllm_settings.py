@@ -26,6 +26,8 @@ RESERVED = frozenset(
 class VllmSettings:
     """Settings of one engine; None leaves a choice to the backend.
 
+    ``dtype``
+        that the engine computes in; None: the merged model's.
     ``max_model_len``
         tokens that prompt and answer may have together; longer prompts lose tokens at their start. None: the
         model's context length.
@@ -42,6 +44,7 @@ class VllmSettings:
         further arguments of `vllm.LLM`, passed on as they are.
     """
 
+    dtype: str | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.8
     tensor_parallel_size: int = 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from genome.search_file import Genome, HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
 from genome.slice_layout import LayoutSpec, layout_data
 from genome.template import Template
+from genome.vllm_spec import vllm_data
 
 
 def frozen_search_file(search_file: SearchFile) -> dict[str, object]:
@@ -30,6 +31,7 @@ def frozen_search_file(search_file: SearchFile) -> dict[str, object]:
         "apply_chat_template": search_file.apply_chat_template,
         "fewshot_as_multiturn": search_file.fewshot_as_multiturn,
         "initial": list(search_file.initial),
+        "vllm": vllm_data(search_file.vllm),
     }
 
 

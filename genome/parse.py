@@ -20,6 +20,7 @@ from genome.search_file import (
 )
 from genome.slice_layout import read_layout
 from genome.template import read_template
+from genome.vllm_spec import read_vllm
 from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec import load_yaml
 from merge_engine.spec.reading import Fields, Refused, flag, integer, one_of, real, shown
@@ -64,6 +65,7 @@ def _read(top: Fields, problems: list[Problem]) -> SearchFile:
         apply_chat_template=top.get("apply_chat_template", flag, None),
         fewshot_as_multiturn=top.get("fewshot_as_multiturn", flag, True),
         initial=_read_initial(top, problems),
+        vllm=read_vllm(top.fields("vllm")),
     )
     top.finish()
     return search_file

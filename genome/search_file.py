@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from genome.slice_layout import LayoutSpec
 from genome.template import Template
+from genome.vllm_spec import VllmSpec
 
 DEFAULT_METRIC = "acc,none"
 DEFAULT_SIGMA0 = 1 / 6
@@ -104,6 +105,7 @@ class SearchFile:
     ``limit``: items per task, a count or a share below 1; None: all. ``num_fewshot`` None: the task's own.
     ``random_init``: the search starts at a random point of the space, not at the uniform merge.
     ``apply_chat_template`` None: where the tokenizer has one. ``initial``: paths of recipes to begin with.
+    ``vllm``: engine settings, which count with ``--vllm`` only.
     """
 
     genome: Genome
@@ -118,3 +120,4 @@ class SearchFile:
     apply_chat_template: bool | None
     fewshot_as_multiturn: bool
     initial: tuple[str, ...]
+    vllm: VllmSpec

@@ -15,13 +15,11 @@ _NEEDLESS = {
     "strategy": "every candidate goes to the first free worker",
     "in_memory": "candidates are always merged in memory",
     "merge_cuda": "a merge runs on the device that holds its model",
-    "allow_crimes": "models are matched by their tensors, not by the names of their architectures",
     "reshard": "source files are read in place, however they are sharded",
 }
 
 # Options of mergekit-evolve that cannot be honoured, and what to do instead.
 _REFUSED = {
-    "vllm": "not built yet; leave it out: the resident transformers model scores in batches",
     "load_in_8bit": "not built yet; leave it out: candidates are scored in the models' own dtype",
     "load_in_4bit": "not built yet; leave it out: candidates are scored in the models' own dtype",
 }
@@ -68,6 +66,10 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--trust-remote-code/--no-trust-remote-code", default=False, help="Run code of the models' own."
 )
+@click.option(
+    "--allow-crimes/--no-allow-crimes", default=False, help="Merge models of different architectures."
+)
+@click.option("--vllm/--no-vllm", default=False, help="Score with vLLM instead of transformers.")
 @click.option("--save-final-model/--no-save-final-model", default=True, help="Write the winner's model.")
 @click.option("--wandb/--no-wandb", default=False, help="Log to Weights & Biases.")
 @click.option("--wandb-project")
@@ -81,9 +83,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("-s", "--strategy", type=click.Choice(["pool", "buffered", "serial"]), help=_ACCEPTED)
 @click.option("--in-memory/--no-in-memory", default=None, help=_ACCEPTED)
 @click.option("--merge-cuda/--no-merge-cuda", default=None, help=_ACCEPTED)
-@click.option("--allow-crimes/--no-allow-crimes", default=None, help=_ACCEPTED)
 @click.option("--reshard/--no-reshard", default=None, help=_ACCEPTED)
-@click.option("--vllm/--no-vllm", default=False, help=_LATER)
 @click.option("--load-in-8bit", is_flag=True, help=_LATER)
 @click.option("--load-in-4bit", is_flag=True, help=_LATER)
 def command(quiet: bool | None, **given: Any) -> None:

@@ -19,7 +19,7 @@ from tests.evolve import tiny
 from tests.evolve.made import candidate, view, written
 
 UPSTREAM = shlex.split(
-    "--max-fevals 7 --no-vllm --strategy buffered --in-memory --num-gpus 2 --merge-cuda --trust-remote-code "
+    "--max-fevals 7 --vllm --strategy buffered --in-memory --num-gpus 2 --merge-cuda --trust-remote-code "
     "--allow-crimes --random-seed 5 --batch-size 3 --sigma0 0.25 --wandb --wandb-project p --wandb-entity e "
     "--task-search-path a --task-search-path b --i-understand-the-depths-of-the-evils-i-am-unleashing "
     "--no-save-final-model --reshard --timeout 60.5 --force-population-size 10"
@@ -59,6 +59,8 @@ def test_every_option_of_the_incumbent_is_taken(started: list[SearchOptions], tm
             batch_size=3,
             num_gpus=2,
             trust_remote_code=True,
+            allow_crimes=True,
+            vllm=True,
             allow_benchmarks=True,
             task_search_paths=("a", "b"),
             wandb=True,
@@ -72,7 +74,6 @@ def test_every_option_of_the_incumbent_is_taken(started: list[SearchOptions], tm
         "--strategy",
         "--in-memory",
         "--merge-cuda",
-        "--allow-crimes",
         "--reshard",
     ]
     assert all("is not needed" in note for note in notes)
@@ -90,7 +91,7 @@ def test_views(started: list[SearchOptions], tmp_path: Path, flag: str, view: st
     assert started[0].view == view
 
 
-@pytest.mark.parametrize("option", ["--vllm", "--load-in-8bit", "--load-in-4bit"])
+@pytest.mark.parametrize("option", ["--load-in-8bit", "--load-in-4bit"])
 def test_what_is_not_built_is_refused_with_a_way_out(
     started: list[SearchOptions], tmp_path: Path, option: str
 ) -> None:
@@ -235,7 +236,8 @@ def test_merge_writes_a_model(inputs: Path, tmp_path: Path) -> None:
         f"models: [{{model: {models / 'left'}}}, {{model: {models / 'right'}}}]\nparameters: {{t: 0.0}}\n"
     )
     result = invoke(main, "merge", config, tmp_path / "out")
-    assert (result.exit_code, result.output) == (0, f"wrote {tmp_path / 'out'}\n")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"wrote {tmp_path / 'out'}: ")
     weights = "model.safetensors"
     from safetensors.torch import load_file
 
