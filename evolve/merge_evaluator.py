@@ -21,7 +21,7 @@ from evolve.records import Split
 from evolve.worker import one_line
 from fitness.suite import SuiteSpec
 from fitness.vllm_settings import VllmSettings
-from merge_engine.spec.recipe import parse_recipe
+from merge_engine.spec.recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from fitness.backend import Backend
@@ -79,7 +79,7 @@ class MergeEvaluator:
         self._engine = Engine(
             seed=self._spec.seed, device=self._context.device, allow_crimes=self._spec.allow_crimes
         )
-        if self._spec.layouts is not None:
+        if self._spec.layouts is not None and self._spec.vllm is None:
             for place, model in enumerate(self._spec.layouts.models):
                 self._engine.keep(model, self._spec.dtype, layers_only=place > 0)
         self._backend = self._new_backend(self._spec.batch_size)
@@ -159,23 +159,37 @@ class MergeEvaluator:
                 settings,
                 dtype=self._spec.dtype,
                 memory_bytes=_share_bytes(self._context),
+                pads=self._spec.layouts is not None,
                 trust_remote_code=self._spec.trust_remote_code,
             )
 
     @contextmanager
     def _first_weights(self) -> Iterator[Path]:
-        """A model of the result's shapes for an engine to start from: a source, or the probe's merge."""
+        """A model of the result's shapes for an engine to start from: a source, or a merge.
+
+        Where candidates differ in their layers, it has as many as the deepest.
+        """
         from merge_engine.folder import write_model
         from merge_engine.sources import resolve
 
-        recipe = parse_recipe(self._spec.probe)
+        layouts, recipe = self._spec.layouts, parse_recipe(self._spec.probe)
         folder = resolve(self._spec.model)
-        if recipe.vocabulary is None and any(folder.glob("*.safetensors")):
+        if layouts is not None:
+            recipe = self._stacked(layouts.most_layers)
+        elif recipe.vocabulary is None and any(folder.glob("*.safetensors")):
             yield folder
             return
         with tempfile.TemporaryDirectory(prefix="mergevolve-") as place:
             write_model(self._engine, recipe, Path(place) / "start")
             yield Path(place) / "start"
+
+    def _stacked(self, layers: int) -> Recipe:
+        """The model's layers again and again, until there are so many."""
+        model = self._spec.model
+        own = self._engine.header(model).num_layers or layers
+        lengths = [min(own, layers - start) for start in range(0, layers, own)]
+        slices = [{"sources": [{"model": model, "layer_range": [0, length]}]} for length in lengths]
+        return parse_recipe({"merge_method": "passthrough", "slices": slices, "dtype": self._spec.dtype})
 
     @contextmanager
     def _prototype(self) -> Iterator[tuple[Path, Sequence[str] | None]]:

@@ -35,7 +35,6 @@ from genome.parse import parse_search_file
 from genome.search_file import HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
 from genome.slice_layout import LayoutSpec
 from genome.space import Space
-from genome.template import Template
 from genome.vllm_spec import VllmSpec
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import Problem, RecipeError
@@ -251,10 +250,6 @@ def _vllm_problems(search_file: SearchFile) -> Iterator[Problem]:
     if search_file.vllm.tensor_parallel_size > 1:
         what = "engines over several GPUs cannot be given merged weights yet"
         yield Problem("vllm.tensor_parallel_size", what, "use 1")
-    genome = search_file.genome
-    if isinstance(genome, LayoutSpec) or (isinstance(genome, Template) and genome.layers_vary):
-        what = "an engine has one number of layers, and these candidates differ in theirs"
-        yield Problem("--vllm", what, "leave it out")
     try:
         vllm_settings(search_file.vllm)
     except ValueError as error:

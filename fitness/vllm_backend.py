@@ -35,6 +35,7 @@ class VllmBackend:
         folder: a model folder: config, tokenizer, and the safetensors files that the engine starts from.
         dtype: of the weights, as a checkpoint names it ("bfloat16").
         memory_bytes: without a GPU, what keys and values may take at most; None takes what the suite needs.
+        pads: candidates may have fewer layers than the folder's model; the rest are identities then.
 
     Texts that fill the context are cut two tokens shorter than with transformers.
 
@@ -51,6 +52,7 @@ class VllmBackend:
         *,
         dtype: str,
         memory_bytes: int | None = None,
+        pads: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         dtype = settings.dtype or dtype
@@ -69,6 +71,7 @@ class VllmBackend:
             dtype=dtype,
             longest_tokens=longest,
             end_ids=end_ids(folder, config),
+            pads=pads,
             cache_bytes=_cache_bytes(config, dtype, longest, settings.max_num_seqs, memory_bytes),
             trust_remote_code=trust_remote_code,
         )

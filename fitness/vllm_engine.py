@@ -7,6 +7,7 @@ repacks them as its loader does at the start. Nothing is known here about how it
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_LAYER = re.compile(r".*?\.\d+\.")
+
 
 class VllmEngine:
     """An engine over the model in ``folder``.
@@ -31,6 +34,7 @@ class VllmEngine:
         longest_tokens: the longest prompt and answer together.
         end_ids: the tokens that end an answer.
         cache_bytes: memory for keys and values; None leaves it to vLLM, which a GPU is filled by.
+        pads: models may have fewer layers than the one in ``folder``.
 
     Raises:
         ModelError: vLLM is missing, cannot run this model, or does not take its weights back unchanged.
@@ -45,9 +49,11 @@ class VllmEngine:
         longest_tokens: int,
         end_ids: frozenset[int],
         cache_bytes: int | None = None,
+        pads: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         self._end_ids = end_ids
+        self._pads = pads
         self._shapes = checkpoint_shapes(folder)
         self._llm = _new_llm(folder, settings, dtype, longest_tokens, cache_bytes, trust_remote_code)
         self.answer_s = 0.0
@@ -59,7 +65,7 @@ class VllmEngine:
             ModelError: names are missing, unknown or twice there, or shapes differ. Errors of ``stream`` come
                 through, too. The engine then holds a mixture, and takes the next model all the same.
         """
-        arriving = _Arriving(self._shapes, stream)
+        arriving = _Arriving(self._shapes, _deep_enough(self._shapes, stream) if self._pads else stream)
         self._llm.collective_rpc(
             "reload_weights",
             kwargs={"weights_iterator": iter(arriving), "weights_path": None, "is_checkpoint_format": True},
@@ -151,6 +157,23 @@ class _Arriving:
         if self._problems or missing:
             lines = "\n".join([*self._problems, *missing])
             raise ModelError(f"weights do not fit the model in vLLM:\n{lines}")
+
+
+def _deep_enough(shapes: Shapes, stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """``stream``, and after it zeros for the layers that it lacks altogether.
+
+    A layer of zeros adds nothing to what passes it by: it is the identity.
+    """
+    seen: set[str] = set()
+    tensor = None
+    for name, tensor in stream:
+        seen.add(name)
+        yield name, tensor
+    present = {match[0] for match in map(_LAYER.match, seen) if match}
+    for name, shape in shapes.items():
+        match = _LAYER.match(name)
+        if match and match[0] not in present and tensor is not None:
+            yield name, tensor.new_zeros(shape)
 
 
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

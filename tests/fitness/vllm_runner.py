@@ -22,7 +22,7 @@ def main(start: str, models: list[str], tasks: list[tuple[str, str]], folder: st
     suite = SuiteSpec(
         tasks=tuple(TaskSpec(name=name, metric=metric) for name, metric in tasks), search_paths=(folder,)
     )
-    backend = VllmBackend(Path(start), suite, VllmSettings(max_num_seqs=32), dtype="float32")
+    backend = VllmBackend(Path(start), suite, VllmSettings(max_num_seqs=32), dtype="float32", pads=True)
     found: dict[str, Any] = {"digest": backend.suite_digest, "results": []}
     for model in models:
         backend.load(stored_tensors(Path(model)))
