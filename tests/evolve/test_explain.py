@@ -66,8 +66,8 @@ def test_a_template_with_its_variables_and_choices_that_do_not_work(models: Path
 
 
 def test_choices_that_are_refused_at_the_start_are_named(models: Path, tmp_path: Path) -> None:
-    text = TEMPLATE.format(models=models).replace("slerp, linear", "linear, passthrough")
-    output = explain(tmp_path / "search.yml", text.replace("step: 0.25", "every: 2")).output
+    text = TEMPLATE.format(models=models).replace("slerp, linear", "slerp, linear, passthrough")
+    output = explain(tmp_path / "search.yml", text).output
     assert "note: merge_method = passthrough is refused at the start: " in output
     assert "passthrough takes exactly 1 model(s), found 2" in output
 

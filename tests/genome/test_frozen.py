@@ -34,6 +34,15 @@ FULL: dict[str, Any] = {
     "apply_chat_template": False,
     "fewshot_as_multiturn": False,
     "initial": ["winner.yml"],
+    "vllm": {
+        "dtype": "float16",
+        "max_model_len": 512,
+        "gpu_memory_utilization": 0.5,
+        "tensor_parallel_size": 2,
+        "max_num_seqs": 64,
+        "enforce_eager": True,
+        "engine": {"swap_space": 1},
+    },
 }
 SMALL: dict[str, Any] = {"genome": {"models": ["a", "b"], "merge_method": "linear"}, "tasks": ["one"]}
 
