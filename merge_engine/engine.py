@@ -52,6 +52,7 @@ class Engine:
         self._allow_crimes = allow_crimes
         self._memory = Passing(seed) if once else Kept(seed)
         self._kept = KeptTensors()
+        self._sound: set[tuple[TensorRef, ...]] = set()
 
     def check(self, recipe: Recipe) -> None:
         """Raise `PlanError` with every problem of ``recipe``, from the models' headers alone."""
@@ -140,20 +141,19 @@ class Engine:
             family = FAMILIES[job.method]
             inputs = [JobInputs(job=other, preparation=self._memory.preparation) for other in jobs]
 
-            known_moderate: list[bool] = []
-
-            def can_compile() -> bool:
-                known_moderate.append(all(tensor.can_compile for tensor in inputs))
-                return known_moderate[-1]
-
+            moderate = _Moderate(inputs)
             for call in family.calls(Group(tensors=inputs)):
-                self._runner.run(
-                    family.kernel, call, merged_N, sources, base_N, dtypes, can_compile=can_compile
-                )
-            if job.method != "passthrough" and not any(known_moderate):  # a copy may hold anything
-                refs = [ref for other in jobs for ref in (*other.sources, other.base) if ref is not None]
-                check_result(merged_N, refs, self._memory.preparation.sources.tensor)
+                self._runner.run(family.kernel, call, merged_N, sources, base_N, dtypes, can_compile=moderate)
+            if job.method != "passthrough" and not moderate.known:  # a copy may hold anything
+                self._check(jobs, merged_N)
         _distribute(merged_N, targets)
+
+    def _check(self, jobs: Sequence[TensorJob], merged_N: Tensor) -> None:
+        """Raise `CheckpointError` where a source holds NaN or infinity; with their first result only."""
+        refs = tuple(ref for job in jobs for ref in (*job.sources, job.base) if ref is not None)
+        if refs not in self._sound:
+            check_result(merged_N, refs, self._memory.preparation.sources.tensor)
+            self._sound.add(refs)
 
     def _joined(self, refs: Sequence[TensorRef | None], dtype: torch.dtype | None) -> Tensor:
         """The stored tensors, or what is kept of them in ``dtype``, end to end: a single one as it is."""
@@ -173,6 +173,18 @@ class Engine:
         if len(targets) == 1 and targets[0].is_contiguous():
             return targets[0].detach().view(-1)
         return torch.empty(sum(target.numel() for target in targets), dtype=dtype, device=self._device)
+
+
+class _Moderate:
+    """Whether compiled kernels may merge these tensors; ``known``: somebody has asked, and they may."""
+
+    def __init__(self, inputs: Sequence[JobInputs]) -> None:
+        self._inputs = inputs
+        self.known = False
+
+    def __call__(self) -> bool:
+        self.known = all(tensor.can_compile for tensor in self._inputs)
+        return self.known
 
 
 def _distribute(merged_N: Tensor, targets: Sequence[Tensor]) -> None:

@@ -18,7 +18,8 @@ from merge_engine.methods.rounding import rounded
 from merge_engine.methods.slerp import slerp, slerp_parts
 from merge_engine.methods.table import FAMILIES
 from merge_engine.methods.task_arithmetic import task_arithmetic
-from merge_engine.methods.ties import _gain, ties
+from merge_engine.methods.ties import ties
+from merge_engine.methods.trimming import l1_gain
 from merge_engine.spec.methods import METHODS
 
 FIRST = torch.tensor(0, dtype=torch.int32)
@@ -89,10 +90,10 @@ def test_ties_is_algorithm_1() -> None:
 
 
 def test_the_ties_gain_is_rounded_as_the_merge_dtype_holds_it() -> None:
-    assert _gain(3.0, 2.0, F32) == 1.5
-    assert _gain(1.004, 1.0, torch.bfloat16) == 1.0078125
-    assert _gain(2e5, 1e5, torch.float16) == 2.0  # sums that float16 does not hold
-    assert _gain(1e-6, 1e-8, F32) == 1.0  # too little to say
+    assert l1_gain(3.0, 2.0, F32) == 1.5
+    assert l1_gain(1.004, 1.0, torch.bfloat16) == 1.0078125
+    assert l1_gain(2e5, 1e5, torch.float16) == 2.0  # sums that float16 does not hold
+    assert l1_gain(1e-6, 1e-8, F32) == 1.0  # too little to say
 
 
 @pytest.mark.parametrize("kernel", [dare_linear, dare_ties])
