@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,7 +145,7 @@ def _decode(model: ResidentModel, batch: _Batch, stopping: StopWords) -> list[li
     logits = model.forward(batch.ids, batch.mask, cache=cache, keep=1)[:, -1]
     if torch.isnan(logits).any():
         raise ModelError("the model's logits are NaN")
-    rows = _Rows(requests, longest, logits, model.end_ids, stopping)
+    rows = _Rows(requests, longest, logits.shape[-1], model.end_ids, stopping)
     mask = torch.cat([batch.mask, batch.mask.new_ones(len(requests), longest)], dim=1)
     width = batch.ids.shape[1]
     while True:
@@ -155,7 +156,7 @@ def _decode(model: ResidentModel, batch: _Batch, stopping: StopWords) -> list[li
             return rows.answers
         if len(kept) <= len(rows) * (1 - _DROP_SHARE):
             index = torch.tensor(kept, device=chosen.device)
-            rows.keep(kept, index)
+            rows.keep(kept)
             cache.reorder_cache(index)
             chosen, mask = chosen.index_select(0, index), mask.index_select(0, index)
         width += 1
@@ -173,7 +174,7 @@ class _Rows:
         self,
         requests: Sequence[Generation],
         longest: int,
-        logits: Tensor,
+        vocabulary: int,
         end_ids: Collection[int],
         stopping: StopWords,
     ) -> None:
@@ -182,17 +183,17 @@ class _Rows:
         self._end_ids = end_ids
         self._stopping = stopping
         self._places: list[int | None] = list(range(len(requests)))  # of each row's request; None: has ended
-        self._tokens = torch.zeros(len(requests), longest, dtype=torch.int64, device=logits.device)
+        # On the host, as numpy arrays: a GPU would be asked for many small things otherwise.
+        self._tokens = np.zeros((len(requests), longest), dtype=np.int64)
         self._steps = 0
-        limits = [request.max_new_tokens for request in requests]
-        self._limits = torch.tensor(limits, device=logits.device)
+        self._limits = np.array([request.max_new_tokens for request in requests])
         stop_sets = list(dict.fromkeys(request.stops for request in requests))
-        self._noted = torch.zeros(len(stop_sets), logits.shape[-1], dtype=torch.bool, device=logits.device)
+        self._noted = np.zeros((len(stop_sets), vocabulary), dtype=np.bool_)
         for row, stops in enumerate(stop_sets):
-            noted = [token for token in (*stopping.noted(stops), *end_ids) if token < logits.shape[-1]]
-            self._noted[row, noted] = True
-        kinds = [stop_sets.index(request.stops) for request in requests]
-        self._kinds = torch.tensor(kinds, device=logits.device)
+            self._noted[
+                row, [token for token in (*stopping.noted(stops), *end_ids) if token < vocabulary]
+            ] = True
+        self._kinds = np.array([stop_sets.index(request.stops) for request in requests])
 
     def __len__(self) -> int:
         return len(self._places)
@@ -203,27 +204,24 @@ class _Rows:
 
     def take(self, chosen: Tensor) -> None:
         """Each row's next token, int64 (rows,)."""
-        self._tokens[:, self._steps] = chosen
+        tokens = chosen.cpu().numpy()
+        self._tokens[:, self._steps] = tokens
         self._steps += 1
-        to_look_at = self._noted[self._kinds, chosen] | (self._limits <= self._steps)
-        for row in to_look_at.nonzero()[:, 0].tolist():
+        rows = np.flatnonzero(self._noted[self._kinds, tokens] | (self._limits <= self._steps))
+        for row, answer in zip(rows.tolist(), self._tokens[rows, : self._steps].tolist(), strict=True):
             place = self._places[row]
-            if place is not None:
-                self._look_at(row, place)
+            if place is not None and self._has_ended(self._requests[place], answer):
+                self.answers[place] = answer
+                self._places[row] = None
 
-    def _look_at(self, row: int, place: int) -> None:
-        tokens: list[int] = self._tokens[row, : self._steps].tolist()
-        request = self._requests[place]
+    def _has_ended(self, request: Generation, tokens: list[int]) -> bool:
+        """Whether ``tokens`` are the whole answer, once the last one is taken off if it only ends it."""
         if tokens[-1] in self._end_ids:
             tokens.pop()
-        elif self._steps < request.max_new_tokens and not self._stopping.reached(tokens, request.stops):
-            return
-        self.answers[place] = tokens
-        self._places[row] = None
+            return True
+        return self._steps >= request.max_new_tokens or self._stopping.reached(tokens, request.stops)
 
-    def keep(self, rows: Sequence[int], index: Tensor) -> None:
-        """Drop all rows but these; ``index``: the same, int64."""
+    def keep(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
         self._places = [self._places[row] for row in rows]
-        self._tokens = self._tokens.index_select(0, index)
-        self._limits = self._limits.index_select(0, index)
-        self._kinds = self._kinds.index_select(0, index)
+        self._tokens, self._limits, self._kinds = self._tokens[rows], self._limits[rows], self._kinds[rows]

@@ -64,8 +64,8 @@ def _odd(rng: random.Random) -> Item:
 
 
 TASKS = (
-    Task(name="demo_arithmetic", draw=_add, output_type="generate_until", search_items=1_000),
-    Task(name="demo_text", draw=_sort, output_type="generate_until", search_items=1_000),
+    Task(name="demo_arithmetic", draw=_add, output_type="generate_until", search_items=1_500),
+    Task(name="demo_text", draw=_sort, output_type="generate_until", search_items=1_500),
     Task(name="demo_choice", draw=_odd, output_type="multiple_choice", search_items=200),
 )
 

@@ -65,10 +65,10 @@ def test_one_item_cannot_be_split() -> None:
 
 
 def test_batch_size_grows_with_memory_and_shrinks_with_length() -> None:
-    sizes = [auto_batch_size(FACTS, gib * GIB, 2048) for gib in (0, 1, 4, 16, 64, 256)]
+    sizes = [auto_batch_size(FACTS, gib * GIB, 2048) for gib in (0, 1, 4, 16, 64, 256, 1024)]
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
-    assert sizes[-1] == 256
+    assert sizes[-1] == 512
     assert auto_batch_size(FACTS, 16 * GIB, 512) > auto_batch_size(FACTS, 16 * GIB, 4096)
     assert auto_batch_size(FACTS, 16 * GIB, 512, scored_tokens=512) < auto_batch_size(FACTS, 16 * GIB, 512)
     assert all(size & (size - 1) == 0 for size in sizes)
