@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import socket
 import sys
@@ -54,6 +55,9 @@ class Worker:
             facts = self._evaluator.prepare()
             if batch_size is not None:
                 self._evaluator.set_batch_size(batch_size)
+            # Tasks and items live as long as this process; looking through them takes a quarter of a second.
+            gc.collect()
+            gc.freeze()
         except Exception as error:
             traceback.print_exc()
             return NotPrepared(reason=one_line(error), traceback=traceback.format_exc())
