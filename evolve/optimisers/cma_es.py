@@ -97,7 +97,8 @@ class CmaEs:
         return float(self._strategy.sigma)
 
     def std(self) -> Vector:
-        return (np.asarray(self._strategy.stds) * self._unit)[: self._dimensions]
+        std: Vector = np.asarray(self._strategy.stds) * self._unit
+        return std[: self._dimensions]
 
     def stopped(self) -> str | None:
         reasons = sorted(_CONVERGED & set(self._ended()))
@@ -164,11 +165,12 @@ class CmaEs:
 
     def _to_pycma(self, point: Vector) -> Vector:
         idle = self._box.upper[len(point) :] / 2
-        return (np.concatenate([point, idle]) - self._box.lower) / self._unit
+        place: Vector = (np.concatenate([point, idle]) - self._box.lower) / self._unit
+        return place
 
     def _from_pycma(self, place: Vector) -> Vector:
         place = np.where(self._whole, np.round(place), place)
-        point = np.clip(self._box.lower + place * self._unit, self._box.lower, self._box.upper)
+        point: Vector = np.clip(self._box.lower + place * self._unit, self._box.lower, self._box.upper)
         return point[: self._dimensions]
 
 
