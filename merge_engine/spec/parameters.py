@@ -52,8 +52,8 @@ def value_data(value: Value) -> object:
 
 
 def _filtered_data(entry: Filtered) -> dict[str, object]:
-    data: dict[str, object] = {} if entry.filter is None else {"filter": entry.filter}
-    return data | {"value": value_data(entry.value)}
+    value = value_data(entry.value) if isinstance(entry.value, tuple) else entry.value
+    return {"value": value} if entry.filter is None else {"filter": entry.filter, "value": value}
 
 
 def scalar_reader(parameter: Parameter) -> Reader[Scalar]:
