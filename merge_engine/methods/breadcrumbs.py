@@ -16,8 +16,7 @@ from torch import Tensor
 from merge_engine.methods.family import Call, Family, Group, Inputs
 from merge_engine.methods.rounding import rounded
 from merge_engine.methods.task_vectors import (
-    add_to_base,
-    consensus,
+    add_terms,
     factor_or_none,
     rounded_weights,
     task_vector,
@@ -35,29 +34,6 @@ def _between(x_N: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return (x_N * size_N.ge_(low).sub_(too_large_N)).add_(0.0)
 
 
-def _terms(
-    sources: Sequence[Tensor],
-    base_N: Tensor,
-    dtype: torch.dtype,
-    weights_M: Tensor,
-    lows: Sequence[Tensor],
-    highs: Sequence[Tensor],
-    gains: Sequence[Tensor] | None,
-) -> list[Tensor]:
-    """Weighted task vectors without their outliers and small changes: w_m * gain_m * mask_m * delta_m.
-
-    The gain multiplies what is kept (rescale, which is no part of the paper). Thresholds and gains are
-    scalars or one number for each element.
-    """
-    terms = []
-    for m, source_N in enumerate(sources):
-        kept_N = _between(task_vector(source_N, base_N, dtype), lows[m], highs[m])
-        if gains is not None:
-            kept_N = rounded(kept_N * gains[m], dtype)
-        terms.append(weighted(kept_N, weights_M[m], dtype))
-    return terms
-
-
 def breadcrumbs(
     sources: Sequence[Tensor],
     base_N: Tensor,
@@ -67,31 +43,23 @@ def breadcrumbs(
     lows: Sequence[Tensor],
     highs: Sequence[Tensor],
     gains: Sequence[Tensor] | None,
+    elect: bool,
     normalize: bool,
     factor: Tensor | None,
 ) -> Tensor:
-    """base + lambda * sum_m of the terms, divided by the sum of the weights with ``normalize``."""
-    terms = _terms(sources, base_N, dtype, weights_M, lows, highs, gains)
-    mixed_N = functools.reduce(torch.add, terms)
-    return add_to_base(base_N, mixed_N, weights_M.sum() if normalize else None, factor, dtype)
+    """base + lambda * sum_m w_m * gain_m * mask_m * delta_m: masks leave out outliers and small changes.
 
-
-def breadcrumbs_ties(
-    sources: Sequence[Tensor],
-    base_N: Tensor,
-    first: Tensor,
-    dtype: torch.dtype,
-    weights_M: Tensor,
-    lows: Sequence[Tensor],
-    highs: Sequence[Tensor],
-    gains: Sequence[Tensor] | None,
-    normalize: bool,
-    factor: Tensor | None,
-) -> Tensor:
-    """As `breadcrumbs`, but only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3)."""
-    terms = _terms(sources, base_N, dtype, weights_M, lows, highs, gains)
-    mixed_N, divisor_N = consensus(terms, weights_M, normalize)
-    return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)
+    The gain multiplies what is kept (rescale, which is no part of the paper). Thresholds and gains are
+    scalars or one number for each element. ``elect``: only terms of the elected sign count (TIES, algorithm
+    1, steps 2 and 3).
+    """
+    terms = []
+    for m, source_N in enumerate(sources):
+        kept_N = _between(task_vector(source_N, base_N, dtype), lows[m], highs[m])
+        if gains is not None:
+            kept_N = rounded(kept_N * gains[m], dtype)
+        terms.append(weighted(kept_N, weights_M[m], dtype))
+    return add_terms(base_N, terms, weights_M, factor, dtype, elect=elect, normalize=normalize)
 
 
 def band(elements: int, density: float, gamma: float) -> tuple[int, int]:
@@ -105,7 +73,7 @@ def band(elements: int, density: float, gamma: float) -> tuple[int, int]:
     return left_out, left_out + kept
 
 
-def _calls(group: Group) -> Iterator[Call]:
+def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
     job = group.job
     weights_M = rounded_weights(job.values("weight"), group.dtype)
     bands = list(zip(job.values("density"), job.values("gamma"), strict=True))
@@ -115,7 +83,7 @@ def _calls(group: Group) -> Iterator[Call]:
         highs.append([tensor.largest(m, n) for tensor, (n, _) in zip(group.tensors, counts, strict=True)])
         lows.append([tensor.largest(m, n) for tensor, (_, n) in zip(group.tensors, counts, strict=True)])
     gains = _gains(group, bands) if job.flag("rescale") else None
-    rest = (gains, job.flag("normalize"), factor_or_none(job.value("lambda")))
+    rest = (gains, elect, job.flag("normalize"), factor_or_none(job.value("lambda")))
     for start, stop, thresholds in runs(group, [*lows, *highs], group.dtype):
         split = thresholds[: len(bands)], thresholds[len(bands) :]
         yield Call(start=start, stop=stop, arguments=(weights_M, *split, *rest))
@@ -137,5 +105,5 @@ def _gain(tensor: Inputs, source: int, density: float, gamma: float) -> float:
     return l1_gain(total, outer - tensor.sum_of_largest(source, left_out)[1], tensor.dtype)
 
 
-BREADCRUMBS = Family(kernel=breadcrumbs, calls=_calls)
-BREADCRUMBS_TIES = Family(kernel=breadcrumbs_ties, calls=_calls)
+BREADCRUMBS = Family(kernel=breadcrumbs, calls=functools.partial(_calls, elect=False))
+BREADCRUMBS_TIES = Family(kernel=breadcrumbs, calls=functools.partial(_calls, elect=True))

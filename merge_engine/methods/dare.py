@@ -9,6 +9,7 @@ before and after dropping instead, as for TIES: equal in expectation, but not th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,8 +20,7 @@ from merge_engine.methods.masks import kept_from
 from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N
 from merge_engine.methods.rounding import rounded
 from merge_engine.methods.task_vectors import (
-    add_to_base,
-    consensus,
+    add_terms,
     factor_or_none,
     rounded_weights,
     task_vector,
@@ -28,7 +28,7 @@ from merge_engine.methods.task_vectors import (
 )
 
 
-def _terms(
+def dare(
     sources: Sequence[Tensor],
     base_N: Tensor,
     first: Tensor,
@@ -37,69 +37,35 @@ def _terms(
     fields: Sequence[Tensor],
     limits_M: Tensor,
     gains_M: Tensor,
-) -> list[Tensor]:
-    """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m (section 3.2: gain 1/density).
+    elect: bool,
+    normalize: bool,
+    factor: Tensor | None,
+) -> Tensor:
+    """base + lambda * sum_m of the terms w_m * gain_m * mask_m * delta_m (section 3.2: gain 1/density).
 
     ``fields``: for each model the key of its field, int32 of shape (2,), or the uniforms, fp32 of shape (N,),
-    which are used up.
+    which are used up. ``elect``: only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3).
     """
     terms = []
     for m, source_N in enumerate(sources):
         uniforms_N = _uniforms(fields[m], first, source_N.numel())
         delta_N = kept_from(task_vector(source_N, base_N, dtype), uniforms_N, limits_M[m])
         terms.append(weighted(rounded(delta_N * gains_M[m], dtype), weights_M[m], dtype))
-    return terms
+    return add_terms(base_N, terms, weights_M, factor, dtype, elect=elect, normalize=normalize)
 
 
 def _uniforms(field: Tensor, first: Tensor, count: int) -> Tensor:
     return field if field.is_floating_point() else field_N(first, count, field)
 
 
-def dare_linear(
-    sources: Sequence[Tensor],
-    base_N: Tensor,
-    first: Tensor,
-    dtype: torch.dtype,
-    weights_M: Tensor,
-    fields: Sequence[Tensor],
-    limits_M: Tensor,
-    gains_M: Tensor,
-    normalize: bool,
-    factor: Tensor | None,
-) -> Tensor:
-    """base + lambda * sum_m of the terms, divided by the sum of the weights with ``normalize``."""
-    terms = _terms(sources, base_N, first, dtype, weights_M, fields, limits_M, gains_M)
-    mixed_N = terms[0]
-    for term_N in terms[1:]:
-        mixed_N = mixed_N + term_N
-    return add_to_base(base_N, mixed_N, weights_M.sum() if normalize else None, factor, dtype)
-
-
-def dare_ties(
-    sources: Sequence[Tensor],
-    base_N: Tensor,
-    first: Tensor,
-    dtype: torch.dtype,
-    weights_M: Tensor,
-    fields: Sequence[Tensor],
-    limits_M: Tensor,
-    gains_M: Tensor,
-    normalize: bool,
-    factor: Tensor | None,
-) -> Tensor:
-    """As `dare_linear`, but only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3)."""
-    terms = _terms(sources, base_N, first, dtype, weights_M, fields, limits_M, gains_M)
-    mixed_N, divisor_N = consensus(terms, weights_M, normalize)
-    return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)
-
-
-def _calls(group: Group) -> Iterator[Call]:
+def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
     job = group.job
     densities = job.values("density")
     gains = [1.0 / density if job.flag("rescale") else 1.0 for density in densities]
     rest: tuple[Argument, ...] = (
         torch.tensor([1.0 - density for density in densities], dtype=torch.float32),
         torch.tensor(gains, dtype=torch.float32),
+        elect,
         job.flag("normalize"),
         factor_or_none(job.value("lambda")),
     )
@@ -120,5 +86,5 @@ def _fields(group: Group, models: int) -> Iterator[tuple[int, int, tuple[Tensor,
         yield start, min(start + FIELD_ELEMENTS, group.elements), tuple(keys)
 
 
-DARE_LINEAR = Family(kernel=dare_linear, calls=_calls)
-DARE_TIES = Family(kernel=dare_ties, calls=_calls)
+DARE_LINEAR = Family(kernel=dare, calls=functools.partial(_calls, elect=False))
+DARE_TIES = Family(kernel=dare, calls=functools.partial(_calls, elect=True))

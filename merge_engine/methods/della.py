@@ -23,8 +23,7 @@ from merge_engine.methods.masks import kept_from
 from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N
 from merge_engine.methods.rounding import rounded
 from merge_engine.methods.task_vectors import (
-    add_to_base,
-    consensus,
+    add_terms,
     factor_or_none,
     rounded_weights,
     task_vector,
@@ -37,7 +36,7 @@ _RUN_ROWS = 2**13  # a run touches one more at most; kernels are compiled for on
 _LEAST_SUM = 1e-7  # task vectors of less are not rescaled
 
 
-def _terms(
+def della(
     sources: Sequence[Tensor],
     base_N: Tensor,
     first: Tensor,
@@ -49,12 +48,16 @@ def _terms(
     limits_M: Tensor,
     slopes_M: Tensor,
     gains: Sequence[Tensor] | None,
-) -> list[Tensor]:
-    """Weighted task vectors after dropping: w_m * gain_m * mask_m * delta_m.
+    elect: bool,
+    normalize: bool,
+    factor: Tensor | None,
+) -> Tensor:
+    """base + lambda * sum_m of the terms w_m * gain_m * mask_m * delta_m.
 
     Short tensors: ``fields`` are uniforms, fp32 of shape (N,), ``ranks`` how many of the `LEVELS` thresholds
     of its row each element reaches, uint8 of shape (N,), and ``place`` is None. Long ones: the keys of the
-    fields, the thresholds of the rows that the run touches (`_table`), and `_place` of the run.
+    fields, the thresholds of the rows that the run touches (`_table`), and `_place` of the run. ``elect``:
+    only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3).
     """
     starts_N = None if place is None else _row_starts(first, sources[0].numel(), *place[1:])
     terms = []
@@ -71,7 +74,7 @@ def _terms(
         if gains is not None:
             kept_N = rounded(kept_N * gains[m], dtype)
         terms.append(weighted(kept_N, weights_M[m], dtype))
-    return terms
+    return add_terms(base_N, terms, weights_M, factor, dtype, elect=elect, normalize=normalize)
 
 
 def _row_starts(first: Tensor, count: int, in_row: Tensor, inverse: Tensor) -> Tensor:
@@ -80,54 +83,12 @@ def _row_starts(first: Tensor, count: int, in_row: Tensor, inverse: Tensor) -> T
     return ((place_N.to(torch.float32) + 0.5) * inverse).to(torch.int32) * STRIDE
 
 
-def della_linear(
-    sources: Sequence[Tensor],
-    base_N: Tensor,
-    first: Tensor,
-    dtype: torch.dtype,
-    weights_M: Tensor,
-    fields: Sequence[Tensor],
-    ranks: Sequence[Tensor],
-    place: tuple[Tensor, ...] | None,
-    limits_M: Tensor,
-    slopes_M: Tensor,
-    gains: Sequence[Tensor] | None,
-    normalize: bool,
-    factor: Tensor | None,
-) -> Tensor:
-    """base + lambda * sum_m of the terms, divided by the sum of the weights with ``normalize``."""
-    terms = _terms(sources, base_N, first, dtype, weights_M, fields, ranks, place, limits_M, slopes_M, gains)
-    mixed_N = functools.reduce(torch.add, terms)
-    return add_to_base(base_N, mixed_N, weights_M.sum() if normalize else None, factor, dtype)
-
-
-def della(
-    sources: Sequence[Tensor],
-    base_N: Tensor,
-    first: Tensor,
-    dtype: torch.dtype,
-    weights_M: Tensor,
-    fields: Sequence[Tensor],
-    ranks: Sequence[Tensor],
-    place: tuple[Tensor, ...] | None,
-    limits_M: Tensor,
-    slopes_M: Tensor,
-    gains: Sequence[Tensor] | None,
-    normalize: bool,
-    factor: Tensor | None,
-) -> Tensor:
-    """As `della_linear`, but only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3)."""
-    terms = _terms(sources, base_N, first, dtype, weights_M, fields, ranks, place, limits_M, slopes_M, gains)
-    mixed_N, divisor_N = consensus(terms, weights_M, normalize)
-    return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)
-
-
 def narrowed(density: float, epsilon: float) -> float:
     """``epsilon``, or as much of it as leaves probabilities within [0, 1] and ``density`` their mean."""
     return min(epsilon, density, 1.0 - density)
 
 
-def _calls(group: Group) -> Iterator[Call]:
+def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
     job = group.job
     spans = [(d, narrowed(d, e)) for d, e in zip(job.values("density"), job.values("epsilon"), strict=True)]
     rest = (
@@ -135,6 +96,7 @@ def _calls(group: Group) -> Iterator[Call]:
         # An epsilon of nothing leaves a step so steep that it keeps all or nothing.
         torch.tensor([LEVELS / max(2.0 * epsilon, 1e-30) for _, epsilon in spans], dtype=torch.float32),
         _gains(group, spans) if job.flag("rescale") else None,
+        elect,
         job.flag("normalize"),
         factor_or_none(job.value("lambda")),
     )
@@ -198,5 +160,5 @@ def _gain(tensor: Inputs, source: int, density: float, epsilon: float) -> float:
     return ranks.total / kept if kept >= _LEAST_SUM else 1.0
 
 
-DELLA = Family(kernel=della, calls=_calls)
-DELLA_LINEAR = Family(kernel=della_linear, calls=_calls)
+DELLA = Family(kernel=della, calls=functools.partial(_calls, elect=True))
+DELLA_LINEAR = Family(kernel=della, calls=functools.partial(_calls, elect=False))

@@ -33,6 +33,28 @@ def add_to_base(
     return read(base_N, dtype).to(torch.float32) + mixed_N
 
 
+def add_terms(
+    base_N: Tensor,
+    terms: Sequence[Tensor],
+    weights_M: Tensor,
+    factor: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    elect: bool,
+    normalize: bool,
+) -> Tensor:
+    """base + lambda * what weighted task vectors come to: their sum, over that of the weights to normalize.
+
+    ``elect``: only terms of the elected sign count, and their weights, as in `consensus`.
+    """
+    divisor: Tensor | None
+    if elect:
+        mixed_N, divisor = consensus(terms, weights_M, normalize)
+    else:
+        mixed_N, divisor = functools.reduce(torch.add, terms), weights_M.sum() if normalize else None
+    return add_to_base(base_N, mixed_N, divisor, factor, dtype)
+
+
 def weighted(delta_N: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """w * delta as the merge dtype holds it, in fp32 for sums."""
     return rounded(delta_N * weight, dtype).to(torch.float32)

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from merge_engine.methods.family import Call, Family, Group, Inputs
+from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.masks import kept_from
 from merge_engine.methods.rounding import rounded
 from merge_engine.methods.task_vectors import (
-    add_to_base,
-    consensus,
+    add_terms,
     factor_or_none,
     rounded_weights,
     task_vector,
@@ -47,8 +46,7 @@ def ties(
         if gains is not None:
             trimmed_N = rounded(trimmed_N * gains[m], dtype)
         terms.append(weighted(trimmed_N, weights_M[m], dtype))
-    mixed_N, divisor_N = consensus(terms, weights_M, normalize)
-    return add_to_base(base_N, mixed_N, divisor_N, factor, dtype)
+    return add_terms(base_N, terms, weights_M, factor, dtype, elect=True, normalize=normalize)
 
 
 def _calls(group: Group) -> Iterator[Call]:
@@ -72,10 +70,6 @@ def _gains(group: Group, densities: Sequence[float]) -> tuple[Tensor, ...] | Non
         for m, density in enumerate(densities)
     ]
     return None if all(gain == 1.0 for row in gains for gain in row) else tuple(map(group.spread, gains))
-
-
-def _gain(tensor: Inputs, source: int, density: float) -> float:
-    return 1.0 if density >= 1.0 else l1_gain(*tensor.sums(source, density), tensor.dtype)
 
 
 TIES = Family(kernel=ties, calls=_calls)

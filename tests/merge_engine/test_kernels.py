@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge_engine.methods.dare import dare_linear, dare_ties
+from merge_engine.methods.dare import dare
 from merge_engine.methods.linear import linear
 from merge_engine.methods.passthrough import passthrough
 from merge_engine.methods.random_field import field_key, field_N
@@ -96,8 +96,8 @@ def test_the_ties_gain_is_rounded_as_the_merge_dtype_holds_it() -> None:
     assert l1_gain(1e-6, 1e-8, F32) == 1.0  # too little to say
 
 
-@pytest.mark.parametrize("kernel", [dare_linear, dare_ties])
-def test_dare_drops_and_rescales_what_the_field_says(kernel: object) -> None:
+@pytest.mark.parametrize("elect", [False, True])
+def test_dare_drops_and_rescales_what_the_field_says(elect: bool) -> None:
     base, *sources = models()
     weights, densities = (0.2, 0.5, 0.9), (0.3, 0.5, 0.8)
     base_d, *sources_d = doubles([base, *sources])
@@ -106,12 +106,12 @@ def test_dare_drops_and_rescales_what_the_field_says(kernel: object) -> None:
         w * (x - base_d) * (u >= np.float32(1 - p)) / p
         for w, x, u, p in zip(weights, sources_d, uniforms, densities, strict=True)
     ]
-    if kernel is dare_ties:
+    if elect:
         sign = np.where(sum(terms) >= 0, 1.0, -1.0)
         terms = [term * (term * sign > 0) for term in terms]
     gains = vector(*(1 / p for p in densities))
-    arguments = (vector(*weights), KEYS, 1 - vector(*densities), gains, False, None)
-    close(kernel(sources, base, FIRST, F32, *arguments), base_d + sum(terms))  # type: ignore[operator]
+    arguments = (vector(*weights), KEYS, 1 - vector(*densities), gains, elect, False, None)
+    close(dare(sources, base, FIRST, F32, *arguments), base_d + sum(terms))
 
 
 @pytest.mark.parametrize("t", [0.0, 0.25, 1.0])
@@ -149,9 +149,10 @@ def _merge(
     if name == "ties":
         limits = tuple(torch.tensor((0.1, 0.2, 0.3)[i]) for i in order)
         return ties(sources, base, FIRST, dtype, weights, limits, None, True, None)
-    kernel = dare_ties if name == "dare_ties" else dare_linear
-    densities = vector(0.3, 0.5, 0.8)[order]
-    return kernel(sources, base, FIRST, dtype, weights, KEYS[order], 1 - densities, 1 / densities, True, None)
+    densities, elect = vector(0.3, 0.5, 0.8)[order], name == "dare_ties"
+    return dare(
+        sources, base, FIRST, dtype, weights, KEYS[order], 1 - densities, 1 / densities, elect, True, None
+    )
 
 
 @pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"])
