@@ -99,8 +99,9 @@ class SimulatedFleet:
     """Workers that need virtual time for their jobs.
 
     ``outcome_of`` gives a job its outcome when its time is over; by default any number, which never
-    converges. With ``clock`` (`time.perf_counter`) the time that the driver takes between its calls passes for
-    the workers, too: then a slow driver costs what it would cost in earnest, and no two runs are the same.
+    converges. With ``clock`` (`time.perf_counter`) the time that the driver takes between its calls passes
+    for the workers, too: then a slow driver costs what it would cost in earnest, and no two runs are the
+    same.
 
     ``now_s`` is the virtual time, ``spans`` what each worker did.
     """
