@@ -52,12 +52,17 @@ def auto_batch_size(facts: ModelFacts, memory_bytes: int, longest_tokens: int, s
         longest_tokens: the longest sequence, prompt and answer together.
         scored_tokens: positions of one sequence whose logits are needed at the same time.
     """
+    per_row = row_bytes(facts, longest_tokens, scored_tokens)
+    fitting = int(memory_bytes * _USABLE_SHARE / max(per_row, 1))
+    return 1 << (min(max(fitting, 1), MAX_ROWS).bit_length() - 1)
+
+
+def row_bytes(facts: ModelFacts, longest_tokens: int, scored_tokens: int = 1) -> int:
+    """Memory of one row of a forward pass; arguments as in `auto_batch_size`."""
     cache_bytes = 2 * facts.layers * facts.kv_size * facts.weight_bytes  # keys and values, per token
     # The cache may exist twice for a moment, while finished rows are dropped from it.
     per_token = 2 * cache_bytes + _LIVE_ACTIVATIONS * facts.hidden_size * facts.weight_bytes
-    per_row = per_token * longest_tokens + scored_tokens * facts.vocab_size * _LOGIT_BYTES
-    fitting = int(memory_bytes * _USABLE_SHARE / max(per_row, 1))
-    return 1 << (min(max(fitting, 1), MAX_ROWS).bit_length() - 1)
+    return per_token * longest_tokens + scored_tokens * facts.vocab_size * _LOGIT_BYTES
 
 
 def batches(items: Sequence[Item], rows: int, length: Callable[[Item], int]) -> Iterator[list[int]]:
