@@ -10,7 +10,7 @@ from evolve.optimisers.choice import describe
 from evolve.preflight import PreflightError, read_search_file
 from evolve.search_models import as_named, model_facts, named_models, open_models
 from genome.box import Kind
-from genome.build import build_space
+from genome.build import build_space, keeps_layers
 from genome.errors import RefusedRecipe, SearchFileError
 from genome.expand import expanded
 from genome.frozen import frozen_search_file
@@ -18,7 +18,6 @@ from genome.holes import Choose, Search
 from genome.parse import parse_search_file
 from genome.search_file import GenomeSpec, SearchFile
 from genome.searched import chooses_pairs
-from genome.slice_layout_space import LayoutSpace
 from genome.space import Space
 from genome.stages import WINNER, Stage, read_stages, with_winners
 from genome.template_space import TemplateSpace
@@ -87,16 +86,10 @@ def _stages_text(stages: Sequence[Stage]) -> str:
         else:
             search = _read(text, locate)
             parts.append(_search_text(search))
-            if not isinstance(search.space, LayoutSpace) and _keeps_layers(search):
+            if keeps_layers(search.search_file, search.space):
                 likeness[stage.name] = locate(search.search_file.genome.pattern)
     titles = [f"# stage {stage.name}" for stage in stages]
     return "\n".join(f"{title}\n{part}" for title, part in zip(titles, parts, strict=True))
-
-
-def _keeps_layers(search: _Search) -> bool:
-    """Whether the winner has the layers of the model whose config it has."""
-    genome = search.search_file.genome
-    return isinstance(genome, GenomeSpec) or search.space.decode(search.space.start).slices is None
 
 
 def _long_form(search_file: SearchFile) -> str:

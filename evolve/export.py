@@ -22,6 +22,7 @@ from evolve.report.text import estimate
 from evolve.storage import StoragePath, write_atomically
 from evolve.winners import Winner, documents
 from fitness.results import Report
+from merge_engine.card import front_matter
 from merge_engine.spec import dump_yaml, parse_recipe
 
 
@@ -90,7 +91,8 @@ def write_winner(
     fresh = out.with_name(f".{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        engine = Engine(seed=summary.run.seed, allow_crimes=True)  # the search has asked whether it may
+        # The search has asked whether it may merge models of different architectures.
+        engine = Engine(seed=summary.run.seed, once=True, allow_crimes=True)
         write_model(engine, parse_recipe(record.recipe), fresh)
         write_atomically(fresh / "README.md", model_card(record, summary, out.name, winners))
         _replace(out, fresh)
@@ -111,11 +113,8 @@ def model_card(record: CandidateRecord, summary: Summary, title: str, winners: S
     """The README.md of the exported model: front matter for the hub, how it came about, what it scored."""
     recipe = parse_recipe(record.recipe)
     models = _original_models(record, winners)
-    front = dump_yaml({"base_model": models, "library_name": "transformers", "tags": ["merge", "mergevolve"]})
     sources = "\n".join(f"- `{model}`" for model in models)
-    return f"""---
-{front}---
-# {title}
+    return f"""{front_matter(models)}# {title}
 
 A merge of the models below, found by an evolutionary search with mergevolve {__version__}
 (candidate {record.id + 1}, {display_name(record.origin)}; {len(summary.evaluated)} were scored).

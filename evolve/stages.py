@@ -20,8 +20,9 @@ from evolve.report.write import write_report
 from evolve.search_run import SearchRun
 from evolve.stage_paths import earlier_winners, stage_paths
 from evolve.storage import StoragePath
+from genome.build import keeps_layers
 from genome.errors import SearchFileError
-from genome.search_file import GenomeSpec, SearchFile
+from genome.search_file import SearchFile
 from genome.stages import Stage, read_stages, with_winners
 from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec import dump_yaml, load_yaml
@@ -146,9 +147,8 @@ class _Stages:
             return _Outlook(search_file=search_file, likeness=None)
         locate = _located(known)
         ready = inspect(self._options, text, locate)
-        return _Outlook(
-            search_file=ready.search_file, likeness=locate(ready.pattern) if _keeps_layers(ready) else None
-        )
+        keeps = keeps_layers(ready.search_file, ready.space)
+        return _Outlook(search_file=ready.search_file, likeness=locate(ready.pattern) if keeps else None)
 
     def _likeness(self, name: str, known: _Outlook) -> str | None:
         folder = self._paths[name].final_model
@@ -157,13 +157,6 @@ class _Stages:
 
 def _located(folders: Mapping[str, str]) -> Callable[[str], str]:
     return lambda reference: str(with_winners(reference, lambda name: folders[name]))
-
-
-def _keeps_layers(ready: Ready) -> bool:
-    """Whether every candidate has the layers of the pattern, one for one."""
-    if isinstance(ready.search_file.genome, GenomeSpec):
-        return True
-    return ready.space.decode(ready.space.start).slices is None
 
 
 def _placed(stage: Stage, error: PreflightError) -> Iterator[Problem]:

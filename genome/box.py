@@ -1,4 +1,4 @@
-"""The box of vectors that a space is made of: names, kinds, bounds and start of every variable."""
+"""The box of vectors that every space is: names, kinds, bounds and start of every variable."""
 
 from __future__ import annotations
 

@@ -34,6 +34,11 @@ def build_space(search_file: SearchFile, facts: Mapping[str, ModelFacts]) -> Spa
             return _genome_space(genome, facts)
 
 
+def keeps_layers(search_file: SearchFile, space: Space) -> bool:
+    """Whether every candidate of ``space`` has the layers of the pattern, one for one."""
+    return isinstance(search_file.genome, GenomeSpec) or space.decode(space.start).slices is None
+
+
 def _genome_space(genome: GenomeSpec, facts: Mapping[str, ModelFacts]) -> Space:
     if chooses_pairs(METHODS[genome.merge_method], genome.models):
         pattern = facts[genome.pattern]

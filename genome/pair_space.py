@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genome.baselines import Baseline, PlainMerges
-from genome.box import Box, Kind, Variable, Vector
+from genome.box import Box, Variable, Vector
 from genome.expand import fixed_parameters, tokenizer_source
 from genome.search_file import GenomeSpec
 from genome.searched import PREFERENCE
 from merge_engine.spec import METHODS, Filtered, InputModel, OutputSlice, Recipe, SliceSource, Value
 
 
-class PairSpace:
+class PairSpace(Box):
     """See `genome.space.Space`. A vector is a grid of genes, shape (groups, filters, models)."""
 
     def __init__(self, genome: GenomeSpec, num_layers: int, dtype: str) -> None:
@@ -31,34 +31,14 @@ class PairSpace:
         self._groups = [(start, min(start + step, num_layers)) for start in range(0, num_layers, step)]
         self._filters: tuple[str | None, ...] = (*genome.filters, None)
         self._dtype = genome.dtype or dtype
-        self._box = Box(self._variables())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self._box.names
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return self._box.kinds
-
-    @property
-    def lower(self) -> Vector:
-        return self._box.lower
-
-    @property
-    def upper(self) -> Vector:
-        return self._box.upper
-
-    @property
-    def start(self) -> Vector:
-        return self._box.start
+        super().__init__(self._variables())
 
     def decode(self, vector: Vector) -> Recipe:
         """The first model of a pair, in the order of the search file, is the base: ``t`` = 0 is that model.
         Of equal genes the models listed first are taken.
         """
         shape = len(self._groups), len(self._filters), len(self._genome.models)
-        grid = self._box.settled(vector).reshape(shape)
+        grid = self.settled(vector).reshape(shape)
         if len(self._groups) == 1:
             first, second, blend = self._blend(grid[0])
             models = (InputModel(model=first), InputModel(model=second))

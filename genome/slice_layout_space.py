@@ -59,7 +59,7 @@ class _Run:
     factor: float
 
 
-class LayoutSpace:
+class LayoutSpace(Box):
     """A `genome.space.Space`: on/off genes are categoricals of two values (1: on), scales are reals.
 
     ``most_layers``: of a path; ``models``: whose layers it can go through.
@@ -77,15 +77,13 @@ class LayoutSpace:
         self.models = spec.models
         self.most_layers = spec.max_layers or 2 * own.num_layers
         self._slots, variables = _with_genes(_laid_out(spec, facts), spec)
-        self._box = Box(variables)
-        self.names, self.kinds = self._box.names, self._box.kinds
-        self.lower, self.upper, self.start = self._box.lower, self._box.upper, self._box.start
+        super().__init__(variables)
 
     def decode(self, vector: Vector) -> Recipe:
         """See `genome.space.Space.decode`. Refused: a path without layers, and scales whose product no weight
         can take.
         """
-        values = self._box.settled(vector).tolist()
+        values = self.settled(vector).tolist()
         path = self._path(values)
         if not path:
             raise RefusedRecipe([Problem("layout", "every slot is off: the path has no layers")])

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from genome.baselines import Baseline
-from genome.box import Box, Kind, Vector
+from genome.box import Box, Vector
 from genome.equivalence import same_merge
 from genome.errors import RefusedRecipe, SearchFileError, VectorError
 from genome.facts import ModelFacts
@@ -31,7 +31,7 @@ _KEPT_SKELETONS = 64
 _MOST_STRUCTURES = 256  # that are tried for a recipe
 
 
-class TemplateSpace:
+class TemplateSpace(Box):
     """A box of D dimensions; see `genome.space.Space`. ``described``: each variable, for people."""
 
     def __init__(
@@ -51,7 +51,7 @@ class TemplateSpace:
         self._compared = compared or _compared(template)
         self._columns = found.columns
         self.described: tuple[Described, ...] = found.described
-        self._box = Box([one.variable for one in self.described])
+        super().__init__([one.variable for one in self.described])
         holes = [one.hole for one in self.described]
         self._translated = [(i, hole) for i, hole in enumerate(holes) if _is_translated(hole)]
         self._structural = [
@@ -64,29 +64,9 @@ class TemplateSpace:
         except RefusedRecipe as error:
             raise SearchFileError([_in_template(problem) for problem in error.problems]) from None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self._box.names
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return self._box.kinds
-
-    @property
-    def lower(self) -> Vector:
-        return self._box.lower
-
-    @property
-    def upper(self) -> Vector:
-        return self._box.upper
-
-    @property
-    def start(self) -> Vector:
-        return self._box.start
-
     def decode(self, vector: Vector) -> Recipe:
         """See `genome.space.Space.decode`."""
-        places = self._box.settled(vector).tolist()
+        places = self.settled(vector).tolist()
         return self._skeleton(self._structure_at(places)).fill(self._values(places))
 
     def encode(self, recipe: Recipe) -> Vector | None:
@@ -114,7 +94,7 @@ class TemplateSpace:
         for index, coordinate in read_places(skeleton.written, data, self._start_values).items():
             vector[index] = coordinate
         try:
-            return self._box.settled(vector)
+            return self.settled(vector)
         except VectorError:
             return None
 
