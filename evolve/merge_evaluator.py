@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evolve.evaluator import Evaluation, Facts, WorkerContext
 from evolve.layouts import Layouts
+from evolve.merged_weights import MergedWeights, MergeSettings
 from evolve.outcome import Failed, Scored, Stage
 from evolve.records import Split
 from evolve.worker import one_line
@@ -24,6 +25,8 @@ from fitness.vllm_settings import VllmSettings
 from merge_engine.spec.recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fitness.backend import Backend
     from merge_engine.engine import Engine
 
@@ -127,7 +130,17 @@ class MergeEvaluator:
         )
 
     def _load(self, recipe: Mapping[str, Any]) -> None:
-        self._backend.load(self._engine.stream(parse_recipe(recipe), into=self._backend.tensors()))
+        self._backend.load(self._weights(recipe))
+
+    def _weights(self, recipe: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
+        """The merge's stream. An engine with several workers takes one that each of them runs itself."""
+        spec = self._spec
+        if spec.vllm is not None and spec.vllm.tensor_parallel_size > 1:
+            settings = MergeSettings(
+                seed=spec.seed, device=self._context.device, allow_crimes=spec.allow_crimes
+            )
+            return MergedWeights(settings=settings, recipe=recipe)
+        return self._engine.stream(parse_recipe(recipe), into=self._backend.tensors())
 
     def _new_backend(self, batch_size: int | None) -> Backend:
         if self._spec.vllm is not None:

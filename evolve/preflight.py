@@ -247,9 +247,6 @@ def _option_problems(options: SearchOptions) -> Iterator[Problem]:
 
 
 def _vllm_problems(search_file: SearchFile) -> Iterator[Problem]:
-    if search_file.vllm.tensor_parallel_size > 1:
-        what = "engines over several GPUs cannot be given merged weights yet"
-        yield Problem("vllm.tensor_parallel_size", what, "use 1")
     try:
         vllm_settings(search_file.vllm)
     except ValueError as error:

@@ -3,6 +3,7 @@
 FitnessError
 ├── SuiteError      the tasks cannot be built as asked: carries all problems at once
 ├── ModelError      the resident model cannot be built, or its weights do not match the stream
+├── StreamError     a stream of weights broke off in a process of its own
 ├── OutOfMemory     a batch does not fit: the batch size must go down
 └── ScoringError    a task gave no usable number for this model
 """
@@ -39,6 +40,10 @@ class SuiteError(FitnessError):
 
 class ModelError(FitnessError):
     """The resident model cannot be built, or the tensors it was given are not its own."""
+
+
+class StreamError(FitnessError):
+    """A stream of weights broke off in another process: its error, and below it the traceback from there."""
 
 
 class OutOfMemory(FitnessError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitness.errors import ModelError
 from fitness.requests import Continuation, Generation
-from fitness.vllm_engine import VllmEngine, stored_tensors
+from fitness.vllm_engine import StoredTensors, VllmEngine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +26,9 @@ def check_reload(engine: VllmEngine, folder: Path, vocab_size: int) -> None:
         ModelError: they do not, so that scores would belong to other weights than they say.
     """
     before = _answers(engine, vocab_size)
-    engine.load(_zeros(stored_tensors(folder)))
+    engine.load(_Zeros(StoredTensors(folder)))
     blank = _answers(engine, vocab_size)
-    engine.load(stored_tensors(folder))
+    engine.load(StoredTensors(folder))
     after = _answers(engine, vocab_size)
     way_out = "score this model with --on-disk, or without --vllm"
     if blank == before:
@@ -39,9 +40,15 @@ def check_reload(engine: VllmEngine, folder: Path, vocab_size: int) -> None:
         )
 
 
-def _zeros(stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in stream:
-        yield name, tensor.new_zeros(tensor.shape)
+@dataclass(frozen=True, slots=True)
+class _Zeros:
+    """Zeros in the shape of a model's tensors."""
+
+    like: StoredTensors
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.like:
+            yield name, tensor.new_zeros(tensor.shape)
 
 
 def _answers(engine: VllmEngine, vocab_size: int) -> object:

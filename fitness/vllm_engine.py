@@ -7,22 +7,19 @@ repacks them as its loader does at the start. Nothing is known here about how it
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitness.errors import ModelError
 from fitness.requests import Continuation, Generation, Likelihood, Tokens
 from fitness.vllm_settings import VllmSettings
+from fitness.vllm_worker import QUALIFIED_NAME
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-_LAYER = re.compile(r".*?\.\d+\.")
 
 
 class VllmEngine:
@@ -61,18 +58,19 @@ class VllmEngine:
     def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Take every weight of a model, by checkpoint name, and forget what was cached of the last one.
 
+        With tensor parallelism ``stream`` is pickled and run in every worker of the engine.
+
         Raises:
             ModelError: names are missing, unknown or twice there, or shapes differ. Errors of ``stream`` come
-                through, too. The engine then holds a mixture, and takes the next model all the same.
+                through, too (from other processes as `StreamError`). The engine then holds a mixture, and
+                takes the next model all the same.
         """
-        arriving = _Arriving(self._shapes, _deep_enough(self._shapes, stream) if self._pads else stream)
-        self._llm.collective_rpc(
-            "reload_weights",
-            kwargs={"weights_iterator": iter(arriving), "weights_path": None, "is_checkpoint_format": True},
-        )
+        arrived = self._llm.collective_rpc("run_weight_stream", args=(stream, self._shapes, self._pads))
+        self._llm.llm_engine.reset_encoder_cache()
         if not self._llm.reset_prefix_cache():
             raise ModelError("vLLM did not reset its prefix cache: it still runs requests")
-        arriving.check()
+        for each in arrived:
+            each.check()
 
     def generate(self, requests: Sequence[Generation], stop_ids: Sequence[frozenset[int]]) -> list[list[int]]:
         """The tokens that follow each prompt, greedily, without the one that ends them.
@@ -116,66 +114,6 @@ class VllmEngine:
         return answer[:-1] if answer and answer[-1] in self._end_ids else answer
 
 
-class _Arriving:
-    """A stream on its way into the engine, which must never see a name that it does not know: it would stop
-    half-way. What is wrong is noted, left out, and raised afterwards.
-    """
-
-    def __init__(self, shapes: Shapes, stream: Iterable[tuple[str, Tensor]]) -> None:
-        self._shapes = shapes
-        self._stream = stream
-        self._seen: set[str] = set()
-        self._problems: list[str] = []
-        self._error: Exception | None = None
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        try:
-            for name, tensor in self._stream:
-                if self._fits(name, tensor):
-                    yield name, tensor
-        except Exception as error:  # of the merge: vLLM finishes first, so that it can take the next model
-            self._error = error
-
-    def _fits(self, name: str, tensor: Tensor) -> bool:
-        known = self._shapes.get(name)
-        if known is None:
-            self._problems.append(f"{name}: the model has no such tensor")
-        elif name in self._seen:
-            self._problems.append(f"{name}: came twice")
-        elif tuple(tensor.shape) != known:
-            self._problems.append(f"{name}: shape {tuple(tensor.shape)}, expected {known}")
-        else:
-            self._seen.add(name)
-            return True
-        return False
-
-    def check(self) -> None:
-        """Raise what was noted."""
-        if self._error is not None:
-            raise self._error
-        missing = [f"{name}: missing from the stream" for name in self._shapes if name not in self._seen]
-        if self._problems or missing:
-            lines = "\n".join([*self._problems, *missing])
-            raise ModelError(f"weights do not fit the model in vLLM:\n{lines}")
-
-
-def _deep_enough(shapes: Shapes, stream: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """``stream``, and after it zeros for the layers that it lacks altogether.
-
-    A layer of zeros adds nothing to what passes it by: it is the identity.
-    """
-    seen: set[str] = set()
-    tensor = None
-    for name, tensor in stream:
-        seen.add(name)
-        yield name, tensor
-    present = {match[0] for match in map(_LAYER.match, seen) if match}
-    for name, shape in shapes.items():
-        match = _LAYER.match(name)
-        if match and match[0] not in present and tensor is not None:
-            yield name, tensor.new_zeros(shape)
-
-
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes by name of every tensor in the safetensors files of ``folder``."""
     from safetensors import safe_open
@@ -189,14 +127,19 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in the safetensors files of ``folder``."""
-    from safetensors import safe_open
+@dataclass(frozen=True, slots=True)
+class StoredTensors:
+    """A stream of every tensor in the safetensors files of ``folder``; it may be run again, anywhere."""
 
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                yield name, tensors.get_tensor(name)
+    folder: Path
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        from safetensors import safe_open
+
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                    yield name, tensors.get_tensor(name)
 
 
 def _new_llm(
@@ -210,10 +153,8 @@ def _new_llm(
     import torch
 
     has_gpu = torch.cuda.is_available()
-    # The engine lives in this process, so that tensors reach it without being sent.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # several workers share the cores
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    workers = settings.tensor_parallel_size
+    _set_environment(workers, has_gpu)
     try:
         from vllm import LLM
     except ImportError as error:
@@ -223,19 +164,33 @@ def _new_llm(
         ) from error
     options = {
         "max_model_len": longest_tokens + 1,  # scoring a text asks for one token more
-        "tensor_parallel_size": settings.tensor_parallel_size,
+        "tensor_parallel_size": workers,
+        "worker_extension_cls": QUALIFIED_NAME,
         "max_num_seqs": settings.max_num_seqs,
         "enforce_eager": not has_gpu if settings.enforce_eager is None else settings.enforce_eager,
         "disable_log_stats": True,
         "seed": 0,
         **({"gpu_memory_utilization": settings.gpu_memory_utilization} if has_gpu else {}),
         **({} if cache_bytes is None else {"kv_cache_memory_bytes": cache_bytes}),
+        **({"distributed_executor_backend": "mp"} if workers > 1 else {}),  # all on this machine
         **settings.engine,
     }
     try:
         return LLM(model=str(folder), dtype=dtype, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # of any kind: unknown architectures, options, memory
         raise ModelError(f"vLLM cannot run {folder}: {type(error).__name__}: {error}") from error
+
+
+def _set_environment(workers: int, has_gpu: bool) -> None:
+    import torch
+
+    # The engine lives in this process, so that a stream reaches a single worker without being sent.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # workers merge: with threads of their own
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # several engines share the cores
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if workers > 1 and not has_gpu:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // workers))
 
 
 def _likelihood(window: Continuation, output: Any) -> Likelihood:

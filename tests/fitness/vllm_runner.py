@@ -14,7 +14,7 @@ from typing import Any
 from fitness.errors import FitnessError
 from fitness.suite import SuiteSpec, TaskSpec
 from fitness.vllm_backend import VllmBackend
-from fitness.vllm_engine import stored_tensors
+from fitness.vllm_engine import StoredTensors
 from fitness.vllm_settings import VllmSettings
 
 
@@ -25,11 +25,11 @@ def main(start: str, models: list[str], tasks: list[tuple[str, str]], folder: st
     backend = VllmBackend(Path(start), suite, VllmSettings(max_num_seqs=32), dtype="float32", pads=True)
     found: dict[str, Any] = {"digest": backend.suite_digest, "results": []}
     for model in models:
-        backend.load(stored_tensors(Path(model)))
+        backend.load(StoredTensors(Path(model)))
         found["results"].append(_results(backend))
     found["refused"] = [_refusal(backend, spoilt(Path(start))) for spoilt in (_renamed, _cut, _torn)]
     found["unloaded"] = _message(lambda: backend.score("search"))
-    backend.load(stored_tensors(Path(models[0])))
+    backend.load(StoredTensors(Path(models[0])))
     found["again"] = _results(backend)
     return found
 
@@ -39,17 +39,17 @@ def _results(backend: VllmBackend) -> list[dict[str, Any]]:
 
 
 def _renamed(folder: Path) -> Iterator[tuple[str, Any]]:
-    for name, tensor in stored_tensors(folder):
+    for name, tensor in StoredTensors(folder):
         yield name.replace("layers.1.self_attn.q_proj", "layers.7.self_attn.q_proj"), tensor
 
 
 def _cut(folder: Path) -> Iterator[tuple[str, Any]]:
-    for name, tensor in stored_tensors(folder):
+    for name, tensor in StoredTensors(folder):
         yield name, tensor[:-1] if name == "model.norm.weight" else tensor
 
 
 def _torn(folder: Path) -> Iterator[tuple[str, Any]]:
-    for place, entry in enumerate(stored_tensors(folder)):
+    for place, entry in enumerate(StoredTensors(folder)):
         if place == 5:
             raise RuntimeError("the merge broke")
         yield entry
