@@ -23,6 +23,7 @@ def frozen_search_file(search_file: SearchFile) -> dict[str, object]:
             "sigma0": optimizer.sigma0,
             "restarts": optimizer.restarts,
         },
+        "scheduler": search_file.scheduler,
         "budget": {"candidates": budget.candidates, "hours": budget.hours},
         "limit": search_file.limit,
         "num_fewshot": search_file.num_fewshot,

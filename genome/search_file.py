@@ -14,6 +14,7 @@ DEFAULT_METRIC = "acc,none"
 DEFAULT_SIGMA0 = 1 / 6
 ALGORITHMS = ("cma", "sep-cma")
 SMALLEST_POPSIZE = 4  # CMA-ES selects half of a generation as parents, and needs two
+SCHEDULERS = ("sync", "async")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +106,7 @@ class SearchFile:
     ``limit``: items per task, a count or a share below 1; None: all. ``num_fewshot`` None: the task's own.
     ``random_init``: the search starts at a random point of the space, not at the uniform merge.
     ``apply_chat_template`` None: where the tokenizer has one. ``initial``: paths of recipes to begin with.
+    ``scheduler``: ``sync`` learns from whole generations, ``async`` from candidates as they come.
     ``vllm``: engine settings, which count with ``--vllm`` only.
     """
 
@@ -112,6 +114,7 @@ class SearchFile:
     tasks: tuple[TaskEntry, ...]
     holdout: Holdout | None
     optimizer: OptimizerSpec
+    scheduler: str
     budget: Budget
     limit: float | None
     num_fewshot: int | None

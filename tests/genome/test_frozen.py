@@ -26,6 +26,7 @@ FULL: dict[str, Any] = {
     "tasks": ["one", {"name": "two", "weight": -2, "metric": "f1,strict"}],
     "holdout": {"tasks": ["three"]},
     "optimizer": {"name": "sep-cma", "popsize": 6, "sigma0": 0.3, "restarts": 1},
+    "scheduler": "async",
     "budget": {"candidates": 50, "hours": 0.5},
     "limit": 20,
     "num_fewshot": 0,

@@ -81,6 +81,7 @@ def test_defaults() -> None:
     assert found.genome.bounds == {"weight": (0.0, 1.5), "density": (0.1, 1.0)}
     assert (found.limit, found.num_fewshot, found.apply_chat_template) == (None, None, None)
     assert (found.shuffle, found.random_init, found.fewshot_as_multiturn) == (False, False, True)
+    assert found.scheduler == "sync"
 
 
 @pytest.mark.parametrize(
@@ -272,6 +273,7 @@ def test_optimizer_and_budget() -> None:
         ("holdout", {"share": 0.5, "tasks": ["x"]}, r"holdout: expected either share or tasks, found both"),
         ("holdout", {"tasks": ["task"]}, r"holdout.tasks\[0\]: the task 'task' is searched on"),
         ("optimizer", {"name": "cmaes"}, r"optimizer.name: unknown value 'cmaes' \(did you mean cma\?\)"),
+        ("scheduler", "asynch", r"scheduler: unknown value 'asynch' \(did you mean async\?\)"),
         ("optimizer", {"popsize": 1}, r"popsize: 1 is out of range: allowed is a whole number of at least 4"),
         ("optimizer", {"sigma0": 0}, r"optimizer.sigma0: 0 is out of range: allowed is a number in \(0, 1\]"),
         ("optimizer", {"restarts": -1}, r"optimizer.restarts: -1 is out of range"),
