@@ -136,11 +136,13 @@ class Group:
         """Whether arguments may have one number for each element."""
         return max(self.lengths) < SHORT_ELEMENTS
 
-    def spread(self, numbers: Sequence[float]) -> Tensor:
-        """One number for each tensor as fp32: a scalar for a single tensor, else one for each element."""
+    def spread(self, numbers: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        """One number for each tensor: a scalar for a single tensor, else one for each element."""
         if len(numbers) == 1:
-            return torch.tensor(numbers[0], dtype=torch.float32)
-        return torch.cat([torch.full((n,), x) for n, x in zip(self.lengths, numbers, strict=True)])
+            return torch.tensor(numbers[0], dtype=dtype)
+        return torch.cat(
+            [torch.full((n,), x, dtype=dtype) for n, x in zip(self.lengths, numbers, strict=True)]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,8 @@ within the error of such sums of a rounding boundary. Random methods must agree 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,98 +24,20 @@ from torch import Tensor
 from merge_engine.engine import Engine
 from merge_engine.spec.recipe import parse_recipe
 from tests.merge_engine import toy
+from tests.peers.tensor_models import (
+    DTYPES,
+    SHAPES,
+    STORED,
+    Models,
+    added,
+    few_magnitudes,
+    named,
+    random_tensors,
+    wheel,
+)
 
-if importlib.util.find_spec("mergekit") is None:
-    pytest.skip("mergekit is not installed", allow_module_level=True)
-
-Tensors = dict[str, Tensor]
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-SHAPES = {
-    "matrix": (48, 40),
-    "vector": (777,),
-    "cube": (3, 11, 8),
-    "one": (1,),
-    "column": (30, 1),
-    "empty": (0, 4),
-    "long": (270, 256),
-}
 EXCUSED_ALLOWED = {True: 0.15, False: 0.8}  # of all elements: of random numbers, and where most of them tie
 WEIGHTS = (0.3, 0.5, -0.45)
-
-
-def named(tensors: Mapping[str, Tensor]) -> Tensors:
-    """As a checkpoint with one layer."""
-    return {f"model.layers.0.{name}.weight": tensor for name, tensor in tensors.items()}
-
-
-def random_tensors(seed: int, scale: float) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) * scale for name, shape in SHAPES.items()}
-
-
-def few_magnitudes(seed: int) -> Tensors:
-    """Zeros, exact opposites, equal magnitudes, large and small numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = torch.tensor([0.0, 0.0, 0.5, -0.5, 0.25, 2.0, -2.0, 2.0**-12, 96.0])
-    return {
-        name: steps[torch.randint(len(steps), shape, generator=generator)] for name, shape in SHAPES.items()
-    }
-
-
-class Models:
-    """A base and three models near it, in memory and as folders, stored in dtypes of their own."""
-
-    def __init__(
-        self, folder: Path, deltas: Sequence[Tensors], stored: Sequence[torch.dtype], base_scale: float = 1.0
-    ) -> None:
-        base = random_tensors(0, base_scale)
-        exact = [base, *({name: base[name] + delta[name] for name in base} for delta in deltas)]
-        self.tensors = [
-            {name: tensor.to(dtype) for name, tensor in tensors.items()}
-            for tensors, dtype in zip(exact, stored, strict=True)
-        ]
-        settings = toy.config(layers=1)
-        self.folders = [
-            str(toy.save(folder / str(i), settings, named(tensors))) for i, tensors in enumerate(self.tensors)
-        ]
-
-    def deltas(self, name: str, dtype: torch.dtype) -> list[Tensor]:
-        base, *sources = (tensors[name].to(dtype) for tensors in self.tensors)
-        return [(source - base).flatten() for source in sources]
-
-    def ours(self, method: str, own: Mapping[str, Any], shared: Mapping[str, Any], dtype: str) -> Tensors:
-        """``own``: for each parameter, one value per model."""
-        base, *sources = self.folders
-        models = [
-            {"model": source, "parameters": {key: values[i] for key, values in own.items()}}
-            for i, source in enumerate(sources)
-        ]
-        data = {
-            "merge_method": method,
-            "base_model": base,
-            "models": models,
-            "parameters": dict(shared),
-            "dtype": dtype,
-        }
-        merged = dict(Engine(compile="never").stream(parse_recipe(data)))
-        return {name: merged[f"model.layers.0.{name}.weight"] for name in SHAPES}
-
-    def theirs(
-        self, name: str, method: str, own: Mapping[str, Any], shared: Mapping[str, Any], dtype: str
-    ) -> Tensor:
-        return wheel_merge([tensors[name] for tensors in self.tensors], method, {**own, **shared}, dtype)
-
-
-def wheel_merge(tensors: Sequence[Tensor], method: str, parameters: Mapping[str, Any], dtype: str) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the wheel and what it imports: not ours to mend
-        from mergekit.merge_methods import merge_tensors
-
-        given = {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}
-        merged: Tensor = merge_tensors(
-            list(tensors), method, parameters=given, base_index=0, dtype=DTYPES[dtype]
-        )
-    return merged.to(DTYPES[dtype])  # ramplus_tl gives fp32 whatever is asked for
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +47,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Models]:
     @functools.cache
     def make(kind: str) -> Models:
         folder = tmp_path_factory.mktemp(kind)
-        few = [few_magnitudes(seed) for seed in (1, 2, 3)]
-        mixed = (torch.float32, torch.float16, torch.bfloat16, torch.float32)
-        plain = (torch.bfloat16,) * 4
-        if kind == "random":
-            return Models(folder, [random_tensors(seed, 0.3) for seed in (1, 2, 3)], plain)
-        if kind == "mixed":
-            return Models(folder, [random_tensors(seed, 0.3) for seed in (1, 2, 3)], mixed)
-        if kind == "no base":
-            return Models(folder, [random_tensors(seed, 0.3) for seed in (1, 2, 3)], mixed, base_scale=0.0)
-        return Models(folder, few, mixed, base_scale=0.0 if kind == "few, no base" else 1.0)
+        few = kind.startswith("few")
+        base = random_tensors(0, 0.0 if kind.endswith("no base") else 1.0)
+        deltas = [few_magnitudes(seed) if few else random_tensors(seed, 0.3) for seed in (1, 2, 3)]
+        stored = STORED["one" if kind == "random" else "mixed"]
+        return Models(folder, [base, *(added(base, delta) for delta in deltas)], stored)
 
     return make
 
@@ -167,8 +82,8 @@ def compare(
     assert int(excused_N.sum()) <= EXCUSED_ALLOWED[is_random] * max(excused_N.numel(), 200)
 
 
-def sizes(models: Models, name: str, dtype: torch.dtype) -> Tensor:
-    everything = [tensors[name].to(dtype).flatten() for tensors in models.tensors]
+def sizes(models: Models, name: str, dtype: str) -> Tensor:
+    everything = [tensor.flatten() for tensor in models.inputs(name, dtype)]
     return torch.stack([x.abs().double() for x in (*everything, *models.deltas(name, dtype))]).amax(dim=0)
 
 
@@ -253,12 +168,12 @@ def test_breadcrumbs(
 ) -> None:
     made, is_random = models(kind), not kind.startswith("few")
     own = {"weight": WEIGHTS, "density": densities, "gamma": gammas}
-    ours = made.ours(method, own, shared, dtype)
+    ours = made.ours(method, dtype, {**own, **shared})
     for name in SHAPES:
-        theirs = made.theirs(name, method, own, shared, dtype)
-        deltas = made.deltas(name, DTYPES[dtype])
+        theirs = made.theirs(name, method, dtype, {**own, **shared})
+        deltas = made.deltas(name, dtype)
         expected = breadcrumbs_expected(deltas, own, DTYPES[dtype], votes=method == "breadcrumbs_ties")
-        size_N = sizes(made, name, DTYPES[dtype])
+        size_N = sizes(made, name, dtype)
         if "rescale" not in shared:
             compare(ours[name], theirs, size_N, expected.excused_N, is_random=is_random)
         elif not is_beyond(deltas, DTYPES[dtype]):
@@ -315,16 +230,16 @@ def summed(sums_K: Tensor, dtype: torch.dtype) -> list[Tensor]:
 def test_sce(models: Callable[[str], Models], kind: str, dtype: str, share: float) -> None:
     made, is_random = models(kind), not kind.startswith("few")
     shared = {"select_topk": share, "int8_mask": True}
-    ours = made.ours("sce", {}, shared, dtype)
+    ours = made.ours("sce", dtype, shared)
     for name in SHAPES:
-        theirs = made.theirs(name, "sce", {}, shared, dtype)
-        deltas = made.deltas(name, DTYPES[dtype])
+        theirs = made.theirs(name, "sce", dtype, shared)
+        deltas = made.deltas(name, dtype)
         base_N = made.tensors[0][name].flatten()
         expected = sce_expected(deltas, share)
         if share < 1.0:
             changed = [int((x.flatten() != base_N.to(x.dtype)).sum()) for x in (ours[name], theirs)]
             assert abs(changed[0] - changed[1]) <= int(expected.excused_N.sum())
-        size_N = sizes(made, name, DTYPES[dtype])
+        size_N = sizes(made, name, dtype)
         more_N = 2 * expected.apart * size_N
         compare(ours[name], theirs, size_N, expected.excused_N, is_random=is_random, more_N=more_N)
 
@@ -345,12 +260,12 @@ def test_ram(
     models: Callable[[str], Models], kind: str, method: str, dtype: str, shared: dict[str, Any]
 ) -> None:
     made = models(kind)
-    ours = made.ours(method, {}, shared, dtype)
+    ours = made.ours(method, dtype, shared)
     for name in SHAPES:
-        theirs = made.theirs(name, method, {}, shared, dtype)
+        theirs = made.theirs(name, method, dtype, shared)
         nothing = torch.zeros(theirs.numel(), dtype=torch.bool)
         largest = 1.0 + shared.get("r", 0.0) * shared.get("alpha", 0.0)
-        compare(ours[name], theirs, largest * sizes(made, name, DTYPES[dtype]), nothing)
+        compare(ours[name], theirs, largest * sizes(made, name, dtype), nothing)
 
 
 def kept_by_rank(changed: Tensor, delta: Tensor, buckets: int) -> Tensor:
@@ -381,7 +296,7 @@ def test_della_in_distribution(tmp_path: Path, rescale: bool, density: float, ep
     }
     ours = dict(Engine(compile="never").stream(parse_recipe(data)))["model.layers.0.matrix.weight"]
     torch.manual_seed(77)
-    theirs = wheel_merge(tensors, "della_linear", {**parameters, "rescale": rescale}, "float32")
+    theirs = wheel(tensors, "della_linear", {**parameters, "rescale": rescale}, True, torch.float32)
     expected = density + epsilon * torch.linspace(-0.9, 0.9, 10) if density < 1 else torch.ones(10)
     gains = []
     for merged in (ours, theirs):
@@ -401,14 +316,14 @@ def test_della_that_drops_nothing(
 ) -> None:
     made = models("mixed")
     own = {"weight": WEIGHTS, "density": (1.0,) * 3}
-    ours = made.ours(method, own, shared, dtype)
+    ours = made.ours(method, dtype, {**own, **shared})
     for name in ("matrix", "long"):
-        theirs = made.theirs(name, method, own, shared, dtype)
+        theirs = made.theirs(name, method, dtype, {**own, **shared})
         terms = [
             delta_N.double() * weight
-            for delta_N, weight in zip(made.deltas(name, DTYPES[dtype]), WEIGHTS, strict=True)
+            for delta_N, weight in zip(made.deltas(name, dtype), WEIGHTS, strict=True)
         ]
         excused = undecided_N(terms, DTYPES[dtype])
         if method == "della_linear":
             excused &= False
-        compare(ours[name], theirs, sizes(made, name, DTYPES[dtype]), excused)
+        compare(ours[name], theirs, sizes(made, name, dtype), excused)
