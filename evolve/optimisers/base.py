@@ -19,7 +19,16 @@ SMALLEST_POPSIZE = 4
 
 
 class Optimiser(Protocol):
-    """Generations of points out, their costs in. The same calls give the same answers, for ever."""
+    """Points out, their costs in. The same calls give the same answers, for ever.
+
+    It may be asked several times before it is told, and told of points that were asked before the latest
+    tell. How often it was asked more than once between two tells makes no difference to what comes after.
+    """
+
+    @property
+    def run(self) -> int:
+        """How many restarts there were. Points of an earlier run cannot be told."""
+        ...
 
     def inject(self, points: Sequence[Vector]) -> None:
         """Announce points from elsewhere that will be told with the next generation, which is that much
@@ -28,13 +37,13 @@ class Optimiser(Protocol):
         ...
 
     def ask(self) -> list[Vector]:
-        """The next generation: points inside the bounds, integers and categoricals whole."""
+        """A generation of points inside the bounds, integers and categoricals whole."""
         ...
 
     def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
-        """The generation's points (all, or the first few of them) and those injected, each with its cost.
+        """About as many points as a generation has, and those injected, each with its cost.
 
-        A cost is finite, or ``inf`` for a failure, which ranks behind everything else.
+        Each was asked in the present run and was not told before. A cost is finite, or ``inf`` for a failure, which ranks behind everything else.
         """
         ...
 

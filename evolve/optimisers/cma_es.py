@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from evolve.optimisers.base import Box, OptimiserSettings, Vector
-from evolve.seeds import random_stream
+from evolve.optimisers.streams import Streams
 
 # The name in a search file, and what it sets in pycma.
 ALGORITHMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -32,6 +33,16 @@ _HALF = 0.5 - 1e-9
 _SMALLEST_INTEGER_STD = 0.2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Place:
+    """A point in pycma's coordinates. ``unbounded``: before its boundary transformation; None where pycma did
+    not draw it as it is.
+    """
+
+    told: Vector
+    unbounded: Vector | None
+
+
 class CmaEs:
     """One run of CMA-ES (Hansen, arXiv 1604.00772) by pycma.
 
@@ -50,17 +61,19 @@ class CmaEs:
             known = ", ".join(ALGORITHMS)
             raise ValueError(f"unknown optimizer {settings.algorithm!r}; known: {known}")
         box.check(start)
+        self.run = run
+        self._streams = Streams(settings.seed, "cma", run)
         self._dimensions = len(start)
         self._box = box if len(start) > 1 else _with_idle_coordinate(box)
         self._popsize = settings.popsize
         self._whole = self._box.whole()
         # Of a coordinate, per unit of pycma's.
         self._unit = np.where(self._whole, 1.0, self._box.upper - self._box.lower)
-        self._strategy = self._new_strategy(settings, self._to_pycma(start), run)
+        self._strategy = self._new_strategy(settings, self._to_pycma(start))
         self._announced: list[Vector] = []
         # A point as the caller knows it -> what pycma is told of it, in the order of asking: roundings may be
         # equal.
-        self._own_points: dict[bytes, list[Vector]] = {}
+        self._own_points: dict[bytes, list[_Place]] = {}
 
     def inject(self, points: Sequence[Vector]) -> None:
         self._announced = list(points)
@@ -69,26 +82,29 @@ class CmaEs:
         announced, self._announced = self._announced, []
         self._strategy.inject([self._within_reach(point) for point in announced], force=True)
         samples = max(self._popsize - len(announced), (self._popsize + 1) // 2)
+        self._streams.begin_ask()
         own = self._strategy.ask(len(announced) + samples)
         foreign, own = own[: len(announced)], own[len(announced) :]
         points = [self._from_pycma(place) for place in own]
-        self._own_points = {}
         for point, place in zip([*announced, *points], [*foreign, *self._centred(own)], strict=True):
-            self._own_points.setdefault(point.tobytes(), []).append(place)
+            self._own_points.setdefault(point.tobytes(), []).append(self._remembered(place))
         return points
 
     def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
         """See `Optimiser.tell`. Fewer pairs than CMA-ES selects parents from, or failures only, teach it
         nothing.
         """
-        told = [(self._own_points[point.tobytes()].pop(0), cost) for point, cost in pairs]
+        self._streams.note_tell()
+        told = [(self._forget(point), cost) for point, cost in pairs]
         finite = [cost for _, cost in told if cost < math.inf]
         if not finite or len(told) < self._strategy.sp.weights.mu:
             return
         # pycma computes medians and ranges of costs: a failure gets a finite one that is just behind the
         # worst.
         worst = max(finite) + 1.0
-        self._strategy.tell([place for place, _ in told], [min(cost, worst) for _, cost in told])
+        for place, _ in told:
+            self._remind(place)
+        self._strategy.tell([place.told for place, _ in told], [min(cost, worst) for _, cost in told])
 
     def mean(self) -> Vector:
         return self._from_pycma(np.asarray(self._strategy.result.xfavorite))
@@ -111,7 +127,26 @@ class CmaEs:
     def _ended(self) -> Mapping[str, Any]:
         return self._strategy.stop() if self._strategy.countiter else {}
 
-    def _new_strategy(self, settings: OptimiserSettings, start: Vector, run: int) -> Any:
+    def _remembered(self, told: Vector) -> _Place:
+        asked = self._strategy.sent_solutions.get(told)
+        return _Place(told=told, unbounded=None if asked is None else asked["geno"])
+
+    def _forget(self, point: Vector) -> _Place:
+        places = self._own_points[point.tobytes()]
+        place = places.pop(0)
+        if not places:
+            del self._own_points[point.tobytes()]
+        return place
+
+    def _remind(self, place: _Place) -> None:
+        """pycma remembers the few hundred points that were asked last; one that it does not know it would
+        take for a foreign one, and clip.
+        """
+        archive = self._strategy.sent_solutions
+        if place.unbounded is not None and place.told not in archive:
+            archive.insert(place.told, geno=place.unbounded, iteration=self._strategy.countiter)
+
+    def _new_strategy(self, settings: OptimiserSettings, start: Vector) -> Any:
         import cma
 
         steps = (self._box.upper - self._box.lower) / self._unit
@@ -126,7 +161,7 @@ class CmaEs:
             {
                 # pycma seeds numpy's global generator unless the seed is not a number.
                 "seed": math.nan,
-                "randn": random_stream(settings.seed, "cma", run).randn,
+                "randn": lambda *shape: self._streams.present.randn(*shape),
                 "bounds": [0, 1],
                 "popsize": self._popsize,
                 # In many dimensions pycma would take two-point adaptation, which wants whole generations.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evolve.optimisers.base import Box, OptimiserSettings, Vector
-from evolve.seeds import random_stream
+from evolve.optimisers.streams import Streams
 
 _ELITE = 8  # points
 _FIRST_CHANGES = 4.0  # expected in a point of the first generation, against the start
@@ -33,7 +33,8 @@ class EliteDistribution:
     def __init__(self, settings: OptimiserSettings, box: Box, start: Vector, run: int = 0) -> None:
         box.check(start)
         self._popsize = settings.popsize
-        self._random = random_stream(settings.seed, "elite", run)
+        self.run = run
+        self._streams = Streams(settings.seed, "elite", run)
         self._lower = box.lower
         self._others = (box.upper - box.lower).astype(int)[:, None]  # alternatives beside any one of them
         self._numbers = np.arange(self._others.max() + 1)  # (K,)
@@ -51,12 +52,13 @@ class EliteDistribution:
         samples = max(self._popsize - announced, (self._popsize + 1) // 2)
         ends = self._probabilities().cumsum(axis=1)
         ends[self._numbers >= self._others] = 1.0  # whatever the rounding
-        draws = self._random.uniform(size=(samples, len(ends), 1))
+        draws = self._streams.begin_ask().uniform(size=(samples, len(ends), 1))
         alternatives = (draws >= ends).sum(axis=2)
         return [self._lower + row.astype(np.float64) for row in alternatives]
 
     def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
         """See `Optimiser.tell`. Failures teach it nothing."""
+        self._streams.note_tell()
         best = {alternatives: (cost, when) for cost, when, alternatives in self._elite}
         for point, cost in pairs:
             self._told += 1

@@ -19,6 +19,7 @@ class Mixed:
     """
 
     def __init__(self, settings: OptimiserSettings, box: Box, start: Vector, run: int = 0) -> None:
+        self.run = run
         categorical = np.array([kind == "categorical" for kind in box.kinds], dtype=bool)
         self._places = (np.flatnonzero(~categorical), np.flatnonzero(categorical))
         numbers, categories = self._places

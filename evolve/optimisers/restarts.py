@@ -36,6 +36,10 @@ class Restarts:
         # Of the runs before it: their lowest cost, and that run's mean.
         self._best_run: tuple[float, Vector] | None = None
 
+    @property
+    def run(self) -> int:
+        return self._done
+
     def inject(self, points: Sequence[Vector]) -> None:
         self._run.inject(points)
 

@@ -273,7 +273,7 @@ def test_optimizer_and_budget() -> None:
         ("holdout", {"share": 0.5, "tasks": ["x"]}, r"holdout: expected either share or tasks, found both"),
         ("holdout", {"tasks": ["task"]}, r"holdout.tasks\[0\]: the task 'task' is searched on"),
         ("optimizer", {"name": "cmaes"}, r"optimizer.name: unknown value 'cmaes' \(did you mean cma\?\)"),
-        ("scheduler", "asynch", r"scheduler: unknown value 'asynch' \(did you mean async\?\)"),
+        ("scheduler", "asynch", r"scheduler: unknown value 'asynch' \(did you mean async or sync\?\)"),
         ("optimizer", {"popsize": 1}, r"popsize: 1 is out of range: allowed is a whole number of at least 4"),
         ("optimizer", {"sigma0": 0}, r"optimizer.sigma0: 0 is out of range: allowed is a number in \(0, 1\]"),
         ("optimizer", {"restarts": -1}, r"optimizer.restarts: -1 is out of range"),
