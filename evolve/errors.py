@@ -4,6 +4,7 @@ EvolveError
 ├── StorageError             the storage path cannot be used (foreign folder, not writable)
 │   ├── StorageLockedError   another driver works on it right now
 │   └── SearchChangedError   it belongs to a search with other settings; carries the differences
+├── ScratchError             there is no place, or no room, for merged models on the disk
 ├── JournalError             the journal cannot be read or written
 ├── ReplayError              the journal does not come out again: another seed, space or library version
 ├── FleetError               there is nobody left to do the work
@@ -34,6 +35,10 @@ class SearchChangedError(StorageError):
     def __init__(self, message: str, differences: Sequence[str]) -> None:
         self.differences = tuple(differences)
         super().__init__("\n".join([message, *(f"  {line}" for line in self.differences)]))
+
+
+class ScratchError(EvolveError):
+    """There is no place, or no room, for merged models on the disk."""
 
 
 class JournalError(EvolveError):

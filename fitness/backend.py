@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from fitness.results import Report
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 Split: TypeAlias = Literal["search", "holdout"]
@@ -54,6 +56,35 @@ class Backend(Protocol):
         """Scores the weights loaded last on one split of the suite.
 
         Raises:
+            ScoringError: a metric came out as NaN, None or infinite.
+            OutOfMemory: a batch does not fit.
+        """
+        ...
+
+
+class FolderScorer(Protocol):
+    """A task suite, built once, for models that come one after another as folders."""
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds spent in models' forward passes so far."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per forward pass. Part of what a score depends on: fixed for a whole search."""
+        ...
+
+    @property
+    def suite_digest(self) -> str:
+        """A digest of every item and of the tokens that models are asked, on both splits."""
+        ...
+
+    def score(self, folder: Path, split: Split) -> Report:
+        """Loads the model in ``folder``, scores it on one split of the suite, and lets go of it.
+
+        Raises:
+            ModelError: it cannot be loaded, or has not all of its weights.
             ScoringError: a metric came out as NaN, None or infinite.
             OutOfMemory: a batch does not fit.
         """

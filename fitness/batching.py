@@ -70,3 +70,12 @@ def batches(items: Sequence[Item], rows: int, length: Callable[[Item], int]) -> 
     order = sorted(range(len(items)), key=lambda index: -length(items[index]))
     for start in range(0, len(order), rows):
         yield order[start : start + rows]
+
+
+def equal_batches(items: Sequence[Item], rows: int, length: Callable[[Item], int]) -> Iterator[list[int]]:
+    """As `batches`, with items of one length only in each."""
+    lengths = sorted({length(item) for item in items}, reverse=True)
+    for each in lengths:
+        places = [place for place, item in enumerate(items) if length(item) == each]
+        for start in range(0, len(places), rows):
+            yield places[start : start + rows]

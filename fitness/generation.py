@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitness.batching import batches
+from fitness.batching import batches, equal_batches
+from fitness.causal_model import CausalModel, ModelTraits
 from fitness.errors import ModelError
 from fitness.kv_cache import left_padded, roomy_cache
 from fitness.requests import Generation
-from fitness.resident import ResidentModel
 
 # Dropping rows copies the cache once; below this share of finished rows the copy costs more than it saves.
 _DROP_SHARE = 0.25
@@ -45,21 +45,23 @@ class Generator:
 
     Args:
         rows: requests per batch at most.
-        model: whose padding and device the prompts are prepared for.
+        traits: of the models that are going to answer. Prompts of stateful ones stand beside others of their
+            own length only.
     """
 
     def __init__(
-        self, tokenizer: Any, requests: Sequence[Generation], rows: int, model: ResidentModel
+        self, tokenizer: Any, requests: Sequence[Generation], rows: int, traits: ModelTraits
     ) -> None:
         self._count = len(requests)
         self._stopping = StopWords(tokenizer, (request.stops for request in requests))
         self._batches = []
-        for places in batches(requests, rows, lambda request: len(request.prompt)):
+        cut = equal_batches if traits.stateful else batches
+        for places in cut(requests, rows, lambda request: len(request.prompt)):
             own = tuple(requests[place] for place in places)
-            ids, mask = left_padded([request.prompt for request in own], model.pad_id, model.device)
+            ids, mask = left_padded([request.prompt for request in own], traits.pad_id, traits.device)
             self._batches.append(_Batch(tuple(places), own, ids, mask))
 
-    def run(self, model: ResidentModel) -> list[str]:
+    def run(self, model: CausalModel) -> list[str]:
         """The text of each request, in their order, cut before its stop string.
 
         Raises:
@@ -67,7 +69,8 @@ class Generator:
         """
         texts = [""] * self._count
         for batch in self._batches:
-            answers = _decode(model, batch, self._stopping)
+            decode = _decode_stateful if model.traits.stateful else _decode
+            answers = decode(model, batch, self._stopping)
             for place, request, tokens in zip(batch.places, batch.requests, answers, strict=True):
                 texts[place] = self._stopping.cut(tokens, request.stops)
         return texts
@@ -137,15 +140,30 @@ def _completing_tokens(pieces: list[str], stops: tuple[str, ...]) -> frozenset[i
     return frozenset(token for token, text in enumerate(pieces) if not last.isdisjoint(text))
 
 
-def _decode(model: ResidentModel, batch: _Batch, stopping: StopWords) -> list[list[int]]:
+def _decode_stateful(model: CausalModel, batch: _Batch, stopping: StopWords) -> list[list[int]]:
+    """As `_decode`, by transformers' own loop, which drops no rows."""
+    longest = max(request.max_new_tokens for request in batch.requests)
+    vocabulary = model.traits.config.get_text_config().vocab_size
+    rows = _Rows(batch.requests, longest, vocabulary, model.traits.end_ids, stopping)
+
+    def take(chosen: Tensor) -> list[bool]:
+        rows.take(chosen)
+        still_open = set(rows.open())
+        return [row not in still_open for row in range(len(rows))]
+
+    model.generate(batch.ids, longest, take)
+    return rows.answers
+
+
+def _decode(model: CausalModel, batch: _Batch, stopping: StopWords) -> list[list[int]]:
     """The new tokens of each request, without the end-of-sequence token."""
     requests = batch.requests
     longest = max(request.max_new_tokens for request in requests)
-    cache = roomy_cache(model.config, room=longest)
+    cache = roomy_cache(model.traits.config, room=longest)
     logits = model.forward(batch.ids, batch.mask, cache=cache, keep=1)[:, -1]
     if torch.isnan(logits).any():
         raise ModelError("the model's logits are NaN")
-    rows = _Rows(requests, longest, logits.shape[-1], model.end_ids, stopping)
+    rows = _Rows(requests, longest, logits.shape[-1], model.traits.end_ids, stopping)
     mask = torch.cat([batch.mask, batch.mask.new_ones(len(requests), longest)], dim=1)
     width = batch.ids.shape[1]
     while True:

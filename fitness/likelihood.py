@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from fitness.batching import batches
+from fitness.causal_model import CausalModel, ModelTraits
 from fitness.errors import ModelError
 from fitness.kv_cache import attends_everything, left_padded, right_padded
 from fitness.requests import Continuation, Likelihood, Tokens
-from fitness.resident import ResidentModel
 
 _LOGIT_CHUNK_BYTES = 64 << 20  # fp32 copies of logits are made this much at a time
 
@@ -37,15 +37,15 @@ class Likelihoods:
 
     Args:
         rows: sequences per batch at most.
-        model: whose padding and device the batches are prepared for.
+        traits: of the models that are going to answer.
     """
 
-    def __init__(self, requests: Sequence[Continuation], rows: int, model: ResidentModel) -> None:
+    def __init__(self, requests: Sequence[Continuation], rows: int, traits: ModelTraits) -> None:
         self._requests = tuple(requests)
         groups: dict[Tokens, list[int]] = {}
         for index, request in enumerate(self._requests):
             groups.setdefault(request.prefix, []).append(index)
-        may_share = attends_everything(model.config)
+        may_share = attends_everything(traits.config) and not traits.stateful
         shared = {
             prefix: members
             for prefix, members in groups.items()
@@ -56,15 +56,15 @@ class Likelihoods:
         whole = self._whole_rows(alone)
         widest = max((len(row.members) for row in prefixes), default=1)
         self._row_batches = [
-            self._row_batch([whole[place] for place in places], model)
+            self._row_batch([whole[place] for place in places], traits)
             for places in batches(whole, rows, lambda row: len(row.tokens))
         ]
         self._prefix_batches = [
-            self._prefix_batch([prefixes[place] for place in places], model)
+            self._prefix_batch([prefixes[place] for place in places], traits)
             for places in batches(prefixes, max(rows // widest, 1), lambda row: len(row.tokens))
         ]
 
-    def run(self, model: ResidentModel) -> list[Likelihood]:
+    def run(self, model: CausalModel) -> list[Likelihood]:
         """The likelihood of each request, in their order.
 
         Raises:
@@ -86,8 +86,8 @@ class Likelihoods:
             rows.setdefault(request.prefix + request.target[:-1], []).append(index)
         return [_Row(tokens, tuple(found)) for tokens, found in rows.items()]
 
-    def _row_batch(self, rows: list[_Row], model: ResidentModel) -> _RowBatch:
-        ids, _ = right_padded([row.tokens for row in rows], model.pad_id, model.device)
+    def _row_batch(self, rows: list[_Row], traits: ModelTraits) -> _RowBatch:
+        ids, _ = right_padded([row.tokens for row in rows], traits.pad_id, traits.device)
         first = min(
             len(row.tokens) - max(len(self._requests[index].target) for index in row.members) for row in rows
         )
@@ -96,14 +96,14 @@ class Likelihoods:
             for place, row in enumerate(rows)
             for index in row.members
         ]
-        return _RowBatch(ids=ids, keep=ids.shape[1] - first, targets=self._targets(spans, model))
+        return _RowBatch(ids=ids, keep=ids.shape[1] - first, targets=self._targets(spans, traits))
 
-    def _prefix_batch(self, rows: list[_Row], model: ResidentModel) -> _PrefixBatch:
-        ids, mask = left_padded([row.tokens for row in rows], model.pad_id, model.device)
+    def _prefix_batch(self, rows: list[_Row], traits: ModelTraits) -> _PrefixBatch:
+        ids, mask = left_padded([row.tokens for row in rows], traits.pad_id, traits.device)
         members = [(place, index) for place, row in enumerate(rows) for index in row.members]
-        places = torch.tensor([place for place, _ in members], device=model.device)
+        places = torch.tensor([place for place, _ in members], device=traits.device)
         more, more_mask = right_padded(
-            [self._requests[index].target[:-1] for _, index in members], model.pad_id, model.device
+            [self._requests[index].target[:-1] for _, index in members], traits.pad_id, traits.device
         )
         spans = [_Span(index, row, 0) for row, (_, index) in enumerate(members)]
         return _PrefixBatch(
@@ -112,10 +112,10 @@ class Likelihoods:
             places=places,
             more=more,
             whole_mask=torch.cat([mask.index_select(0, places), more_mask], dim=1),
-            targets=self._targets(spans, model),
+            targets=self._targets(spans, traits),
         )
 
-    def _targets(self, spans: Sequence[_Span], model: ResidentModel) -> _Targets:
+    def _targets(self, spans: Sequence[_Span], traits: ModelTraits) -> _Targets:
         targets = [self._requests[span.index].target for span in spans]
         lengths = [len(target) for target in targets]
         rows = [span.row for span, length in zip(spans, lengths, strict=True) for _ in range(length)]
@@ -125,9 +125,9 @@ class Likelihoods:
         return _Targets(
             indices=tuple(span.index for span in spans),
             starts=np.cumsum([0, *lengths[:-1]]),
-            rows=torch.tensor(rows, device=model.device),
-            columns=torch.tensor(columns, device=model.device),
-            tokens=torch.tensor([token for target in targets for token in target], device=model.device),
+            rows=torch.tensor(rows, device=traits.device),
+            columns=torch.tensor(columns, device=traits.device),
+            tokens=torch.tensor([token for target in targets for token in target], device=traits.device),
         )
 
 
@@ -200,9 +200,9 @@ class _PrefixBatch:
     targets: _Targets
 
 
-def _after_prefixes(model: ResidentModel, batch: _PrefixBatch) -> Tensor:
+def _after_prefixes(model: CausalModel, batch: _PrefixBatch) -> Tensor:
     """Logits that predict each continuation's tokens: (continuations, tokens, vocabulary)."""
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.traits.config)
     at_prefix = model.forward(batch.ids, batch.mask, cache=cache, keep=1)
     cache.reorder_cache(batch.places)
     after = model.forward(batch.more, batch.whole_mask, cache=cache, keep=batch.more.shape[1])

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fitness.errors import ModelError, OutOfMemory
-from fitness.model_folder import end_ids
+from fitness.causal_model import CausalModel, ModelTraits, empty_model
+from fitness.errors import ModelError
 from fitness.rewiring import Rewiring
 from fitness.weight_names import match_names
 
 
-class ResidentModel:
+class ResidentModel(CausalModel):
     """A model built from a folder's config; its weights are undefined until the first `load`.
 
     Args:
@@ -45,25 +42,21 @@ class ResidentModel:
         rewires: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
-        self.device = device
+        model = empty_model(folder, dtype, device, trust_remote_code)
+        super().__init__(model, ModelTraits.of(model, folder, device))
         self.dtype = dtype
-        self.forward_s = 0.0
-        self._model = _build(folder, dtype, device, trust_remote_code)
-        self.config = self._model.config
-        self._names = match_names(self._model, checkpoint_names or _names_in(folder))
+        self._names = match_names(model, checkpoint_names or _names_in(folder))
         self._tensors = dict(self._names.tensors)
         self._rewiring: Rewiring | None = None
         if rewires:
             self._tensors = {}
             self._names = replace(self._names, tensors={})
-            self._rewiring = Rewiring(self._model, self._names, device=device, dtype=dtype)
-        self._accepted = set(inspect.signature(self._model.forward).parameters)
-        if "past_key_values" not in self._accepted:
+            self._rewiring = Rewiring(model, self._names, device=device, dtype=dtype)
+        if "past_key_values" not in self.traits.accepts:
             raise ModelError(
-                f"{type(self._model).__name__} keeps no key-value cache; it cannot be scored in memory"
+                f"{type(model).__name__} keeps a running state instead of keys and values, and may change "
+                "its own weights for it: it cannot stay in memory; score it with --on-disk"
             )
-        self.end_ids = end_ids(folder, self.config)
-        self.pad_id = int(self.config.pad_token_id or 0)  # masked everywhere: any real token does
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights by checkpoint name, tied ones once; none where the model is rewired."""
@@ -104,62 +97,6 @@ class ResidentModel:
             if not _same(tensor, self._tensors[self._names.twins[name]])
         ]
 
-    @torch.inference_mode()
-    def forward(self, ids: Tensor, mask: Tensor | None, *, cache: Any, keep: int) -> Tensor:
-        """One timed forward pass.
-
-        Args:
-            ids: int64, (rows, new tokens).
-            mask: int64, (rows, cached and new tokens), 1 = real; None where no row sees padding.
-            cache: a transformers cache, extended in place, or None.
-            keep: logits are wanted at this many last positions.
-
-        Returns:
-            Logits, (rows, keep, vocabulary), in the model's dtype.
-
-        Raises:
-            OutOfMemory: the device has no room for the batch.
-        """
-        options: dict[str, Any] = {
-            "attention_mask": mask,
-            "past_key_values": cache,
-            "use_cache": cache is not None,
-        }
-        if mask is not None and "position_ids" in self._accepted:
-            options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        if "logits_to_keep" in self._accepted:
-            options["logits_to_keep"] = keep
-        started = time.perf_counter()
-        try:
-            logits: Tensor = self._model(input_ids=ids, **options).logits
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if _is_out_of_memory(error):
-                size = f"{ids.shape[0]} rows of {ids.shape[1]} tokens"
-                raise OutOfMemory(f"no memory for a batch of {size}: lower the batch size") from error
-            raise
-        finally:
-            self.forward_s += time.perf_counter() - started
-        return logits[:, -keep:]
-
-
-def _build(folder: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with no_init_weights(), device:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder}: not a causal language model that transformers can build: {error}"
-        ) from error
-    model.tie_weights()
-    model.requires_grad_(False)
-    return model.eval()
-
 
 def _names_in(folder: Path) -> Collection[str] | None:
     """Tensor names of the folder's safetensors files; None if it has none."""
@@ -185,8 +122,3 @@ def _put(name: str, tensor: Tensor, resident: Tensor) -> list[str]:
 
 def _same(tensor: Tensor, resident: Tensor) -> bool:
     return tensor.shape == resident.shape and torch.equal(tensor.to(resident), resident)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fitness.backend import Split
-from fitness.batching import ModelFacts, auto_batch_size
-from fitness.encoding import Encoder
-from fitness.errors import ModelError, ScoringError
-from fitness.generation import Generator
-from fitness.likelihood import Likelihoods
-from fitness.model_folder import context_tokens, load_tokenizer
-from fitness.requests import Request, Response, longest_tokens, scored_tokens
+from fitness.errors import ModelError
 from fitness.resident import ResidentModel
 from fitness.results import Report
 from fitness.suite import SuiteSpec
-from fitness.suite_tasks import SuiteTasks, generations, responses, windows
+from fitness.suite_runner import SuiteRunner, free_bytes
 
 
 class TransformersBackend:
@@ -64,14 +57,16 @@ class TransformersBackend:
             rewires=most_layers is not None,
             trust_remote_code=trust_remote_code,
         )
-        tokenizer = load_tokenizer(folder, trust_remote_code)
-        encoder = Encoder(tokenizer, context_tokens(self._model.config, tokenizer))
-        self._tasks = SuiteTasks(suite, encoder)
-        self._batch_size = batch_size or self._fitting_rows(memory_bytes, most_layers)
-        self._runners = {
-            split: _Runner(tokenizer, self._tasks.requests(split), self._batch_size, self._model)
-            for split in self._tasks.splits
-        }
+        self._suite = SuiteRunner(
+            folder,
+            suite,
+            self._model.traits,
+            dtype=self._model.dtype,
+            batch_size=batch_size,
+            memory_bytes=free_bytes(self._model.traits.device) if memory_bytes is None else memory_bytes,
+            most_layers=most_layers,
+            trust_remote_code=trust_remote_code,
+        )
         self._loaded = False
 
     @property
@@ -82,12 +77,12 @@ class TransformersBackend:
     @property
     def batch_size(self) -> int:
         """Rows per forward pass."""
-        return self._batch_size
+        return self._suite.batch_size
 
     @property
     def suite_digest(self) -> str:
         """A digest of every item and of the tokens that the model is asked, on both splits."""
-        return self._tasks.digest()
+        return self._suite.tasks.digest()
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The resident storage by checkpoint name, tied weights once."""
@@ -103,45 +98,4 @@ class TransformersBackend:
         """See `fitness.backend.Backend.score`."""
         if not self._loaded:
             raise ModelError("no weights are loaded")
-        return self._tasks.report(split, self._respond(split))
-
-    def _respond(self, split: Split) -> list[Response]:
-        task, metric = self._tasks.first_metric(split)
-        try:
-            return self._runners[split].run()
-        except ModelError as error:
-            raise ScoringError(task, metric, str(error)) from error
-
-    def _fitting_rows(self, memory_bytes: int | None, most_layers: int | None) -> int:
-        requests = self._tasks.all_requests()
-        facts = ModelFacts.from_config(self._model.config.to_dict(), weight_bytes=self._model.dtype.itemsize)
-        facts = replace(facts, layers=most_layers or facts.layers)
-        return auto_batch_size(
-            facts,
-            _free_bytes(self._model.device) if memory_bytes is None else memory_bytes,
-            longest_tokens=max(map(longest_tokens, requests)),
-            scored_tokens=max(map(scored_tokens, requests)),
-        )
-
-
-class _Runner:
-    """All requests of one split, in batches fixed at the start."""
-
-    def __init__(self, tokenizer: object, requests: list[Request], rows: int, model: ResidentModel) -> None:
-        self._model = model
-        self._requests = requests
-        self._generator = Generator(tokenizer, generations(requests), rows, model)
-        self._likelihoods = Likelihoods(windows(requests), rows, model)
-
-    def run(self) -> list[Response]:
-        """The response to each request, in order."""
-        texts = self._generator.run(self._model)
-        return responses(self._requests, texts, self._likelihoods.run(self._model))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+        return self._suite.score(self._model, split)

@@ -89,10 +89,10 @@ def _strip(name: str, prefix: str) -> str:
 
 
 def _mismatch(model: str, unknown: Iterable[str], unfed: Iterable[str]) -> str:
-    lines = [f"{model} keeps its weights in memory under other names than its checkpoint:"]
+    what = "cannot be merged in memory, where its weights have other names than in its checkpoint"
+    lines = [f"{model} {what} (fused experts, for example); score it with --on-disk:"]
     lines += [f"  in the checkpoint only: {_shown(unknown)}"] if unknown else []
     lines += [f"  in memory only: {_shown(unfed)}"] if unfed else []
-    lines.append("such a model (fused experts, for example) cannot be merged in memory yet")
     return "\n".join(lines)
 
 

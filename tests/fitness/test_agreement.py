@@ -79,10 +79,10 @@ def test_answers_equal_lm_evals(
         [sample["resps"] for sample in sorted(lm_eval_results["samples"][task], key=lambda s: s["doc_id"])]
         for task in ("tiny_say", "tiny_pick")
     )
-    texts = [instance.resps for instance in backend._tasks.built("search")[0].instances]
+    texts = [instance.resps for instance in backend._suite.tasks.built("search")[0].instances]
     assert texts == [answers for sample in said[::2] for answers in sample]
     assert len({text for [text] in texts}) > 10, "the model must have something to say"
-    pairs = [instance.resps[0] for instance in backend._tasks.built("search")[1].instances]
+    pairs = [instance.resps[0] for instance in backend._suite.tasks.built("search")[1].instances]
     theirs = [answer for sample in picked for [answer] in sample]
     ours_value, theirs_value = ([float(value) for value, _ in side] for side in (pairs, theirs))
     torch.testing.assert_close(torch.tensor(ours_value), torch.tensor(theirs_value))

@@ -62,7 +62,7 @@ def test_answers_are_those_of_generate_at_any_batch_size(
         backend = TransformersBackend(tmp_path, make_suite(*TASKS), dtype="float32", batch_size=batch_size)
         backend.load(weights(tmp_path))
         backend.score("search")
-        say, pick = backend._tasks.built("search")
+        say, pick = backend._suite.tasks.built("search")
         texts = [instance.resps[0] for instance in say.instances]
         assert texts == [generated(model, request.prompt) for request in say.requests]
         answers.append(torch.tensor([instance.resps[0][0] for instance in pick.instances]))
@@ -88,8 +88,16 @@ def test_names_without_the_base_models_prefix_are_known(
 @pytest.mark.parametrize(
     ("config", "settings", "message"),
     [
-        ("MixtralConfig", SMALL | {"num_local_experts": 2}, "in the checkpoint only: .*experts.0.w1.weight"),
-        ("MambaConfig", SHARED | {"hidden_size": 32, "num_hidden_layers": 1}, "keeps no key-value cache"),
+        (
+            "MixtralConfig",
+            SMALL | {"num_local_experts": 2},
+            r"score it with --on-disk:\n  in the checkpoint only: .*experts.0.w1.weight",
+        ),
+        (
+            "MambaConfig",
+            SHARED | {"hidden_size": 32, "num_hidden_layers": 1},
+            "a running state .* score it with --on-disk",
+        ),
     ],
 )
 def test_what_cannot_be_resident_is_refused(

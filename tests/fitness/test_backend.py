@@ -250,7 +250,7 @@ def test_chat_template_is_applied_where_there_is_one(
 
     def prompt(**settings: Any) -> str:
         backend = build("tiny_pick", folder=folder, **settings)
-        return str(backend._tasks.built("search")[0].instances[0].args[0])
+        return str(backend._suite.tasks.built("search")[0].instances[0].args[0])
 
     assert prompt().endswith(":\n")
     assert prompt(apply_chat_template=True) == prompt()
@@ -264,7 +264,7 @@ def test_a_missing_chat_template_is_refused(build: Callable[..., Any]) -> None:
 
 def test_fewshot_examples_precede_the_question(build: Callable[..., Any]) -> None:
     backend = build("tiny_pick", num_fewshot=2)
-    prompt = backend._tasks.built("search")[0].instances[0].args[0]
+    prompt = backend._suite.tasks.built("search")[0].instances[0].args[0]
     assert prompt.count(":") == 3
 
 

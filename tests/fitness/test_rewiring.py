@@ -83,7 +83,7 @@ def test_answers_are_those_of_the_exported_model_at_any_depth(
         plain.load(weights(folder))
         assert plain.score("search") == report
 
-        say = backend._tasks.built("search")[0]
+        say = backend._suite.tasks.built("search")[0]
         answers = [instance.resps[0] for instance in say.instances]
         reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         assert answers == [generated(reloaded, request.prompt) for request in say.requests]
