@@ -85,6 +85,22 @@ def remove_left_overs(root: Path) -> list[Path]:
     return [folder for folder in sorted(root.glob(f"{_host_prefix()}*")) if _remove_if_dead(folder)]
 
 
+def check_room(root: Path, model_bytes: int, workers: int) -> None:
+    """
+    Raises:
+        ScratchError: the disk below ``root`` does not take one merged model for each worker.
+    """
+    existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
+    free_bytes = shutil.disk_usage(existing).free
+    if model_bytes * workers > free_bytes:
+        models = "one merged model needs" if workers == 1 else f"{workers} merged models at a time need"
+        wanted = f"{models} {model_bytes * workers / 1e9:.2f} GB of disk"
+        raise ScratchError(
+            f"{root}: {wanted}, and {free_bytes / 1e9:.2f} GB are free; make room, name another place with "
+            "--scratch DIR, or take fewer workers (--num-workers)"
+        )
+
+
 def _new_folder(root: Path) -> tuple[Path, IO[str]]:
     folder = Path(tempfile.mkdtemp(prefix=f"{_host_prefix()}{os.getpid()}-", dir=root))
     lock = (folder / f"new-{_LOCK_NAME}").open("x", encoding="utf-8")

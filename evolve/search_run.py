@@ -125,7 +125,7 @@ class SearchRun:
             )
 
     def _start_fleet(self, ready: Ready, earlier: JournalView | None) -> RayFleet:
-        from evolve.merge_evaluator import EvaluatorSpec
+        from evolve.evaluator_spec import EvaluatorSpec
         from evolve.ray_fleet import FleetSettings, RayFleet
 
         options = self._options

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from evolve.evaluator import WorkerContext
+from evolve.evaluator_spec import EvaluatorSpec
 from evolve.layouts import Layouts
-from evolve.merge_evaluator import EvaluatorSpec, MergeEvaluator
+from evolve.merge_evaluator import MergeEvaluator
 from evolve.outcome import Scored
 from evolve.search_models import model_facts
 from fitness.suite import SuiteSpec, TaskSpec

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from evolve.evaluator import WorkerContext
+from evolve.evaluator_spec import EvaluatorSpec
 from evolve.journal import Journal, read_journal
 from evolve.ledger import choose_winner
-from evolve.merge_evaluator import EvaluatorSpec, MergeEvaluator
+from evolve.merge_evaluator import MergeEvaluator
 from evolve.outcome import Scored
 from evolve.records import BASELINE_PREFIX
 from evolve.search import SearchSettings, new_run, run_search

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from evolve.evaluator import WorkerContext
+from evolve.evaluator_spec import EvaluatorSpec
 from evolve.journal import read_journal
 from evolve.layouts import Layouts
 from evolve.ledger import choose_winner
-from evolve.merge_evaluator import EvaluatorSpec, MergeEvaluator
+from evolve.merge_evaluator import MergeEvaluator
 from evolve.outcome import Failed, Scored
 from evolve.search_models import model_facts
 from fitness.results import Report

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from evolve.evaluator import Facts, WorkerContext
-from evolve.merge_evaluator import EvaluatorSpec, MergeEvaluator
+from evolve.evaluator_spec import EvaluatorSpec
+from evolve.merge_evaluator import MergeEvaluator
 from evolve.outcome import Failed, Scored
 from fitness.results import Report
 from fitness.suite import SuiteSpec, TaskSpec

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from evolve.evaluator import WorkerContext
+from evolve.evaluator_spec import EvaluatorSpec
 from evolve.explain import explain
 from evolve.initial import place_initial, read_initial
 from evolve.journal import Journal, read_journal
 from evolve.layouts import layouts_of
-from evolve.merge_evaluator import EvaluatorSpec
 from evolve.options import SearchOptions
 from evolve.outcome import Scored
 from evolve.preflight import inspect
