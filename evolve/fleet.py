@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from evolve.evaluator import Evaluation
-from evolve.records import Measured, Split
+from evolve.records import Measured, Split, WorkerEventKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,8 @@ class WorkerEvent:
     """Something that happened to a worker; ``detail`` is one line for people."""
 
     worker: str
-    kind: Literal["started", "died", "hung", "lost"]  # lost: gone for good, no replacement could be started
+    kind: WorkerEventKind
+    at_s: float  # since the epoch
     detail: str
 
 

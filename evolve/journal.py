@@ -20,21 +20,30 @@ import orjson
 
 from evolve.errors import JournalError
 from evolve.outcome import Failed, Outcome, Scored
-from evolve.records import SCHEMA_VERSION, CandidateRecord, HoldoutRecord, Measured, Record, RunRecord
+from evolve.records import (
+    SCHEMA_VERSION,
+    CandidateRecord,
+    HoldoutRecord,
+    Measured,
+    Record,
+    RunRecord,
+    WorkerRecord,
+)
 from evolve.storage import sync_folder, write_atomically
 from fitness.results import Report, TaskResult
 
 # In version 1 every candidate was scored, those with equal recipes too.
-READ_VERSIONS = (1, SCHEMA_VERSION)
+READ_VERSIONS = (1, 2, SCHEMA_VERSION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalView:
-    """What a journal holds; candidates in the order in which they finished."""
+    """What a journal holds; candidates in the order in which they finished, workers' events as they came."""
 
     run: RunRecord
     candidates: tuple[CandidateRecord, ...]
     holdout: tuple[HoldoutRecord, ...]
+    workers: tuple[WorkerRecord, ...] = ()
 
     @property
     def evaluations(self) -> int:
@@ -73,8 +82,9 @@ class Journal:
             os.truncate(path, whole_bytes)
         return cls(path, view)
 
-    def append(self, record: CandidateRecord | HoldoutRecord) -> None:
-        """Put one record on disk; on return it survives a power cut.
+    def append(self, record: CandidateRecord | HoldoutRecord | WorkerRecord) -> None:
+        """Put one record on disk; on return it survives a power cut, unless it is about a worker: nothing
+        hangs on that, and a thousand of them start at once.
 
         Raises:
             JournalError: the disk refuses it; the journal is as it was before.
@@ -84,7 +94,8 @@ class Journal:
             written = os.write(self._descriptor, data)
             if written < len(data):  # the disk filled up half-way: the next write says why
                 os.write(self._descriptor, data[written:])
-            os.fsync(self._descriptor)
+            if not isinstance(record, WorkerRecord):
+                os.fsync(self._descriptor)
         except OSError as error:
             os.ftruncate(self._descriptor, self._size_bytes)
             raise JournalError(
@@ -109,7 +120,7 @@ def read_journal(path: Path) -> JournalView:
 
 def canonical(records: Iterable[Record]) -> list[dict[str, Any]]:
     """The part of ``records`` that is the same in every run of one search: plain data in a fixed order."""
-    lines = [_encode(record) for record in records]
+    lines = [_encode(record) for record in records if not isinstance(record, WorkerRecord)]
     for line in lines:
         del line["measured"]
     return sorted(lines, key=lambda line: (line["kind"], line.get("id", 0), line.get("name", "")))
@@ -125,6 +136,7 @@ def _read_lines(path: Path) -> tuple[JournalView, int]:
     run: RunRecord | None = None
     candidates: dict[int, CandidateRecord] = {}
     holdout: list[HoldoutRecord] = []
+    workers: list[WorkerRecord] = []
     whole_bytes = 0
     for number, line in _whole_lines(path):
         whole_bytes += len(line)
@@ -135,13 +147,18 @@ def _read_lines(path: Path) -> tuple[JournalView, int]:
             run = record
         elif isinstance(record, HoldoutRecord):
             holdout.append(record)
+        elif isinstance(record, WorkerRecord):
+            workers.append(record)
         elif record.id in candidates:
             raise JournalError(f"{path}, line {number}: candidate {record.id} is there a second time")
         else:
             candidates[record.id] = record
     if run is None:
         raise JournalError(f"{path} is empty: no search has started there")
-    return JournalView(run=run, candidates=tuple(candidates.values()), holdout=tuple(holdout)), whole_bytes
+    view = JournalView(
+        run=run, candidates=tuple(candidates.values()), holdout=tuple(holdout), workers=tuple(workers)
+    )
+    return view, whole_bytes
 
 
 @contextlib.contextmanager
@@ -173,7 +190,7 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
     try:
         data = orjson.loads(line)
         if data["kind"] == "run" and data["schema"] not in READ_VERSIONS:
-            known = " and ".join(map(str, READ_VERSIONS))
+            known = ", ".join(map(str, READ_VERSIONS))
             raise JournalError(
                 f"{path} has schema version {data['schema']}, this program reads versions {known}: "
                 "finish the search with the version that started it"
@@ -215,6 +232,8 @@ def _encode(record: Record) -> dict[str, Any]:
             "outcome": _encode_outcome(record.outcome),
             "measured": asdict(record.measured),
         }
+    if isinstance(record, WorkerRecord):
+        return {"kind": "worker", "measured": asdict(record)}
     return {
         "kind": "holdout",
         "name": record.name,
@@ -276,6 +295,8 @@ def _decode(data: Mapping[str, Any]) -> Record:
             outcome=_decode_outcome(data["outcome"]),
             measured=Measured(**measured),
         )
+    if kind == "worker":
+        return WorkerRecord(**measured)
     raise ValueError(f"unknown kind {kind!r}")
 
 

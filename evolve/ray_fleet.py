@@ -16,6 +16,7 @@ from evolve.fleet import Done, Job, WorkerEvent
 from evolve.outcome import Failed, Stage
 from evolve.ray_cluster import alive_nodes, connect, disconnect
 from evolve.ray_slot import Slot, start_slot
+from evolve.records import WorkerEventKind
 from evolve.worker import NotPrepared, Prepared
 from evolve.worker_plan import Node, missing_workers, plan_share
 
@@ -258,7 +259,7 @@ class RayFleet:
     ) -> Iterable[Done]:
         """Start a new process in the slot; its job goes to the front of the queue, or fails for good."""
         detail = f"{what} on {slot.node.host}; it is replaced"
-        self._events.append(WorkerEvent(worker=slot.name, kind=kind, detail=detail))
+        self._tell_of(slot, kind, detail)
         slot.kill(on_this_machine=self._ours)
         job = slot.job
         assert job is not None
@@ -281,7 +282,7 @@ class RayFleet:
         if isinstance(result, Prepared):
             slot.process, slot.call = result, None
             detail = f"ready on {result.host}, process {result.pid}"
-            self._events.append(WorkerEvent(worker=slot.name, kind="started", detail=detail))
+            self._tell_of(slot, "started", detail)
             return
         self._note(slot, "start", result.reason, result.traceback)
         where = "" if self._settings.logs is None else f"; see {self._settings.logs / slot.name}.log"
@@ -302,10 +303,13 @@ class RayFleet:
     def _lose(self, slot: Slot, why: str) -> None:
         """The slot is gone for good. Its job is not to blame: it goes to the front and keeps its tries."""
         self._slots.remove(slot)
-        self._events.append(WorkerEvent(worker=slot.name, kind="lost", detail=why))
+        self._tell_of(slot, "lost", why)
         if slot.job is not None:
             self._attempts[slot.job.id] -= 1
             self._queue.appendleft(slot.job)
+
+    def _tell_of(self, slot: Slot, kind: WorkerEventKind, detail: str) -> None:
+        self._events.append(WorkerEvent(worker=slot.name, kind=kind, at_s=time.time(), detail=detail))
 
     def _note(self, slot: Slot, stage: str, what: str, traceback: str | None) -> None:
         host = slot.node.host

@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 from evolve.outcome import Outcome
 
-SCHEMA_VERSION = 2  # 2: candidates with equal recipes share an outcome
+SCHEMA_VERSION = 3  # 2: candidates with equal recipes share an outcome; 3: when workers came and went
 
+SAMPLE = "sample"  # origin of a point drawn from the search distribution
 MEAN = "mean"  # origin of the mean of the search distribution
 BASELINE_PREFIX = "baseline:"  # origins of what the search has to beat
 INITIAL_PREFIX = "initial:"  # origins of recipes that the search file names
 
 Split = Literal["search", "holdout"]
+WorkerEventKind = Literal["started", "died", "hung", "lost"]  # lost: gone for good, without a replacement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,8 @@ class Measured:
 class CandidateRecord:
     """One candidate of the search and its outcome on the search items.
 
-    ``generation`` and ``index`` place it in the ask/tell sequence. ``origin`` is ``sample``, ``mean``,
+    ``generation`` and ``index`` place it in the ask/tell sequence: a sample is the ``index``-th that was drawn
+    after ``generation - 1`` tells. ``origin`` is ``sample``, ``mean``,
     ``baseline:<name>`` (``baseline:source:<model>``, ``baseline:uniform``, ``baseline:task_arithmetic``) or
     ``initial:<file>``. ``recipe`` is the decoded merge config as plain YAML data, never raw genes; it is
     empty where the space refused to make one. ``copied_from``: the earlier candidate with an equal recipe
@@ -90,4 +93,14 @@ class HoldoutRecord:
     measured: Measured
 
 
-Record = RunRecord | CandidateRecord | HoldoutRecord
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """When a worker came or went: nothing that a result depends on. ``detail`` is one line for people."""
+
+    worker: str
+    event: WorkerEventKind
+    at_s: float  # since the epoch
+    detail: str
+
+
+Record = RunRecord | CandidateRecord | HoldoutRecord | WorkerRecord

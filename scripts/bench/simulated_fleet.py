@@ -16,7 +16,7 @@ import heapq
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +27,7 @@ import orjson
 from evolve.evaluator import Evaluation
 from evolve.fleet import Done, Job, WorkerEvent
 from evolve.outcome import Failed, Outcome, Scored
+from evolve.records import WorkerEventKind
 from fitness.results import Report, TaskResult
 
 
@@ -203,9 +204,9 @@ class SimulatedFleet:
 
     def _duration_s(self, job: Job) -> float:
         """The same for the same job, whoever does it and when."""
-        variance = math.log1p(self._conditions.spread**2)
-        random = np.random.default_rng([self._conditions.seed, 1, job.id])
-        return self._conditions.mean_s * float(random.lognormal(-variance / 2, math.sqrt(variance)))
+        return log_normal(
+            self._conditions.mean_s, self._conditions.spread, [self._conditions.seed, 1, job.id]
+        )
 
     def _finish(self, place: _Place, time_s: float) -> None:
         job = self._leave_job(place, "done", time_s)
@@ -218,7 +219,7 @@ class SimulatedFleet:
             self._plan(time_s + life_s, self._die, place)
 
     def _die(self, place: _Place, time_s: float) -> None:
-        self._events.append(WorkerEvent(worker=place.name, kind="died", detail="it is replaced"))
+        self._tell_of(place, "died", time_s)
         if place.job is None:
             self._free.remove(place)
         else:
@@ -230,7 +231,7 @@ class SimulatedFleet:
 
     def _start(self, place: _Place, time_s: float) -> None:
         self._note_span(place, "starting", time_s)
-        self._events.append(WorkerEvent(worker=place.name, kind="started", detail="as simulated"))
+        self._tell_of(place, "started", time_s)
         self._free.append(place)
         self._begin_life(place, time_s)
 
@@ -252,6 +253,9 @@ class SimulatedFleet:
         begin_s = min(place.since_s, end_s)
         self.spans.append(Span(worker=place.number, kind=kind, begin_s=begin_s, end_s=end_s))
 
+    def _tell_of(self, place: _Place, kind: WorkerEventKind, time_s: float) -> None:
+        self._events.append(WorkerEvent(worker=place.name, kind=kind, at_s=time_s, detail="as simulated"))
+
     def _hand_over(self, place: _Place, job: Job, outcome: Outcome, time_s: float) -> None:
         wall_s = time_s - place.since_s
         self._finished.append(
@@ -264,6 +268,12 @@ class SimulatedFleet:
                 attempts=self._attempts.pop(job.id),
             )
         )
+
+
+def log_normal(mean: float, spread: float, seed: int | Sequence[int]) -> float:
+    """One draw; ``spread`` is the standard deviation as a share of the mean."""
+    variance = math.log1p(spread**2)
+    return mean * float(np.random.default_rng(seed).lognormal(-variance / 2, math.sqrt(variance)))
 
 
 def any_outcome(job: Job) -> Scored:

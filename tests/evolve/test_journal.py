@@ -14,13 +14,13 @@ import pytest
 from evolve.errors import JournalError
 from evolve.journal import Journal, canonical, read_journal
 from evolve.outcome import Failed, Scored
-from evolve.records import CandidateRecord, HoldoutRecord, Measured, RunRecord
+from evolve.records import CandidateRecord, HoldoutRecord, Measured, RunRecord, WorkerRecord
 from fitness.results import Report, TaskResult
 
 _GOLDEN = Path(__file__).parent / "golden"
 
 RUN = RunRecord(
-    schema=2,
+    schema=3,
     seed=7,
     popsize=4,
     batch_size=64,
@@ -62,6 +62,9 @@ COPY = replace(SCORED, id=2, index=2, origin="sample", copied_from=0)
 REFUSED = replace(
     SCORED, id=3, index=3, origin="sample", recipe={}, outcome=Failed(reason="no layers", stage="decode")
 )
+WORKER = WorkerRecord(
+    worker="worker-0", event="died", at_s=0.5, detail="its process died on a; it is replaced"
+)
 HOLDOUT = HoldoutRecord(name="best", candidate_id=0, outcome=Scored(report=REPORT), measured=MEASURED)
 
 
@@ -69,7 +72,7 @@ HOLDOUT = HoldoutRecord(name="best", candidate_id=0, outcome=Scored(report=REPOR
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "journal.jsonl"
     journal = Journal.create(path, RUN)
-    for record in (FAILED, SCORED, COPY, REFUSED, HOLDOUT):
+    for record in (WORKER, FAILED, SCORED, COPY, REFUSED, HOLDOUT):
         journal.append(record)
     journal.close()
     return path
@@ -78,6 +81,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_goes_in_comes_out(path: Path) -> None:
     view = read_journal(path)
     assert (view.run, view.candidates, view.holdout) == (RUN, (FAILED, SCORED, COPY, REFUSED), (HOLDOUT,))
+    assert view.workers == (WORKER,)
 
 
 def test_only_what_a_worker_did_counts(path: Path) -> None:
@@ -86,13 +90,20 @@ def test_only_what_a_worker_did_counts(path: Path) -> None:
 
 
 def test_the_present_schema_is_written_byte_by_byte_the_same(path: Path) -> None:
-    assert path.read_bytes() == (_GOLDEN / "journal-2.jsonl").read_bytes()
+    assert path.read_bytes() == (_GOLDEN / "journal-3.jsonl").read_bytes()
 
 
 def test_a_journal_of_schema_1_is_read_as_ever() -> None:
     view = read_journal(_GOLDEN / "journal-1.jsonl")
     assert view.run == replace(RUN, schema=1)
     assert (view.candidates, view.holdout) == ((FAILED, SCORED), (HOLDOUT,))
+
+
+def test_a_journal_of_schema_2_is_read_as_ever() -> None:
+    view = read_journal(_GOLDEN / "journal-2.jsonl")
+    assert view.run == replace(RUN, schema=2)
+    assert (view.candidates, view.holdout) == ((FAILED, SCORED, COPY, REFUSED), (HOLDOUT,))
+    assert view.workers == ()
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
@@ -119,19 +130,19 @@ def test_reading_changes_nothing(path: Path) -> None:
         (
             '"kind":"candidate"',
             '"kind":"candidat"',
-            r"line 2 is damaged \(ValueError: unknown kind 'candidat'",
+            r"line 3 is damaged \(ValueError: unknown kind 'candidat'",
         ),
-        ('"id":1,', "", r"line 2 is damaged \(KeyError: 'id'"),
+        ('"id":1,', "", r"line 3 is damaged \(KeyError: 'id'"),
         (
             '"id":1,',
             '"id":1',
-            r"line 2 is damaged \(JSONDecodeError: .*remove that line to have its candidate",
+            r"line 3 is damaged \(JSONDecodeError: .*remove that line to have its candidate",
         ),
-        ('"id":1,', '"id":0,', r"line 3: candidate 0 is there a second time"),
+        ('"id":1,', '"id":0,', r"line 4: candidate 0 is there a second time"),
         (
-            '"schema":2',
             '"schema":3',
-            r"has schema version 3, this program reads versions 1 and 2: finish the search with",
+            '"schema":4',
+            r"has schema version 4, this program reads versions 1, 2, 3: finish the search with",
         ),
         ('{"kind":"run"', '{"kind":"holdout"', r"line 1 is damaged \(KeyError"),
     ],
@@ -148,7 +159,7 @@ def test_a_journal_starts_with_its_run_and_has_no_other(path: Path) -> None:
     with pytest.raises(JournalError, match="line 1: the first line, and only that, has to be the run's"):
         read_journal(path)
     path.write_text("".join([*lines, lines[0]]))
-    with pytest.raises(JournalError, match="line 7: the first line, and only that, has to be the run's"):
+    with pytest.raises(JournalError, match="line 8: the first line, and only that, has to be the run's"):
         read_journal(path)
 
 
@@ -182,6 +193,8 @@ def test_every_line_is_synced_before_append_returns(path: Path, monkeypatch: pyt
     journal = Journal.open(path)
     journal.append(replace(SCORED, id=4))
     assert synced == [path.stat().st_size]
+    journal.append(WORKER)
+    assert len(synced) == 1, "nothing hangs on what is said of a worker"
     journal.close()
 
 
@@ -198,7 +211,7 @@ def test_item_values_that_are_no_numbers_become_missing_ones(path: Path) -> None
 
 def test_the_canonical_form_has_no_order_no_times_and_no_places() -> None:
     other = replace(MEASURED, worker="worker-1", started_s=9.0, attempts=2)
-    one = canonical([RUN, SCORED, FAILED, HOLDOUT])
+    one = canonical([RUN, WORKER, SCORED, FAILED, HOLDOUT])
     two = canonical(
         [
             replace(HOLDOUT, measured=other),

@@ -27,7 +27,7 @@ class Clock:
 
 
 def started(name: str) -> WorkerEvent:
-    return WorkerEvent(worker=name, kind="started", detail="ready")
+    return WorkerEvent(worker=name, kind="started", at_s=0.0, detail="ready")
 
 
 def test_the_line_says_what_is_done_and_what_is_left() -> None:
@@ -88,7 +88,9 @@ def test_a_log_tells_of_every_worker_that_is_lost_but_not_of_starts() -> None:
     lines: list[str] = []
     view = LogProgress(Tally(100, Clock()), lines.append, Clock())
     view.on_worker(started("worker-0"))
-    view.on_worker(WorkerEvent(worker="worker-0", kind="died", detail="its process died; it is replaced"))
+    view.on_worker(
+        WorkerEvent(worker="worker-0", kind="died", at_s=0.0, detail="its process died; it is replaced")
+    )
     assert lines == ["worker-0 died: its process died; it is replaced"]
 
 
