@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge_engine.errors import OutputError, Problem, RecipeError
-from merge_engine.new_folder import check_free
+from merge_engine.errors import Problem, RecipeError
+from merge_engine.new_folder import check_free, told_of
+from merge_engine.scratch_folder import scratch_folder
 from merge_engine.spec.recipe import Recipe, parse_recipe
 from merge_engine.spec.yaml_io import load_yaml_documents
 
@@ -55,10 +54,10 @@ def merge_documents(
 ) -> None:
     """Run the merges of a YAML text, the last one's result into the new folder ``out``.
 
-    ``write`` merges a recipe into a new folder. The other results lie in a temporary folder beside ``out``
-    and go at the end; with ``keep`` they are written to the folders of their names in there, and stay.
-    Raises `RecipeError` before anything is merged, `OutputError` where ``out`` exists, and what ``write``
-    raises.
+    ``write`` merges a recipe into a new folder. The other results lie in a hidden folder beside ``out`` and
+    go at the end, those of a killed run with the next start (`scratch_folder`); with ``keep`` they are
+    written to the folders of their names in there, and stay. Raises `RecipeError` before anything is merged,
+    `OutputError` where ``out`` exists, and what ``write`` raises.
     """
     documents = read_documents(text)
     check_free(out)
@@ -161,15 +160,8 @@ def _place(out: Path, keep: Path | None) -> Iterator[Path]:
     if keep is not None:
         yield keep
         return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".documents", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    try:
+    with told_of(out), scratch_folder(out) as place:
         yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _with_folders(document: Document, folders: Mapping[str, str]) -> Recipe:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from merge_engine.errors import OutputError
+from merge_engine.scratch_folder import scratch_folder
 from merge_engine.synced_files import synced
 
 
@@ -17,26 +17,29 @@ from merge_engine.synced_files import synced
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``out`` when the block ends well, and vanishes when it does not.
 
+    Of a process that is killed a hidden folder stays until the next start of the same (`scratch_folder`).
     Raises `OutputError` where ``out`` exists (of two writers at once the second fails, and the first one's
     folder stays) or the disk does not take it.
     """
     check_free(out)
-    temporary = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    with told_of(out), scratch_folder(out) as scratch:
+        temporary = scratch / "result"
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o755)
         _sync_folder(temporary)
         temporary.replace(out)
         _sync_folder(out.parent)
+
+
+@contextmanager
+def told_of(out: Path) -> Iterator[None]:
+    """Turns an `OSError` of the block into an `OutputError` that names ``out``."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(
             f"{out}: cannot be written: {error.strerror or error}; nothing was left there"
         ) from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_free(out: Path) -> None:

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from merge_engine.engine import Engine
+from merge_engine.folder import merge_config
 from merge_engine.handover import Handover
+from merge_engine.scratch_folder import scratch_folder
 from merge_engine.spec.recipe import parse_recipe
 from tests.merge_engine import toy
 
@@ -88,7 +91,7 @@ def _start(out: Path, allowed_mib: str) -> subprocess.Popen[str]:
 
 
 def _has_begun(folder: Path) -> bool:
-    return any(file.stat().st_size > 2**20 for file in folder.glob(".out.*.partial/*.safetensors"))
+    return any(file.stat().st_size > 2**20 for file in folder.glob(".out.*.partial/**/*.safetensors"))
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "ties"])
@@ -109,22 +112,53 @@ def test_models_larger_than_the_memory_allowed(models: list[Path], tmp_path: Pat
     assert (tmp_path / "out" / "config.json").exists()
 
 
-def test_a_merge_killed_half_way_leaves_nothing_that_loads(models: list[Path], tmp_path: Path) -> None:
-    child = _start(tmp_path / "out", "none")
+def _killed(config: str, folder: Path, until: Callable[[], bool]) -> None:
+    """Merge to ``folder / "out"``, in a process that is killed once ``until`` says so."""
+    child = _start(folder / "out", "none")
     assert child.stdin is not None
-    child.stdin.write(_config(models, "ties"))
+    child.stdin.write(config)
     child.stdin.close()
-    while child.poll() is None and not _has_begun(tmp_path):
-        time.sleep(0.01)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    for stream in (child.stdout, child.stderr):
-        assert stream is not None
-        stream.close()
-    assert child.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out").exists()
-    (partial,) = tmp_path.iterdir()
-    assert not (partial / "config.json").exists()
+    while child.poll() is None and not until():
+        time.sleep(0.005)
+    child.kill()
+    assert child.stdout is not None
+    assert child.stderr is not None
+    with child.stdout, child.stderr:
+        errors = child.stderr.read()
+    assert child.wait() == -signal.SIGKILL, errors
+    assert not (folder / "out").exists()
+
+
+def test_a_merge_killed_half_way_leaves_nothing_that_loads(models: list[Path], tmp_path: Path) -> None:
+    _killed(_config(models, "ties"), tmp_path, lambda: _has_begun(tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".partial")] == []
+    assert not list(tmp_path.glob("**/config.json"))
+
+
+def test_the_next_start_removes_what_a_killed_one_left(models: list[Path], tmp_path: Path) -> None:
+    """Killed while the second of two documents is merged, when the first one's result is whole."""
+    first = {**json.loads(_config(models, "dare_linear")), "name": "half"}
+    entries = [{"model": name, "parameters": {"weight": 0.5}} for name in ("half", str(models[0]))]
+    second = {"merge_method": "linear", "models": entries, "dtype": "bfloat16"}
+    text = f"{json.dumps(first)}\n---\n{json.dumps(second)}"
+    _killed(text, tmp_path, lambda: any(tmp_path.glob(".out.*.partial/result/*.safetensors")))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 2
+    assert list(tmp_path.glob(".out.*.partial/half/config.json"))
+    for name in (".out.20261122.partial", ".out.2.abcdefgh.partial"):  # not ours, and another result's
+        (tmp_path / name).mkdir()
+        left.add(name)
+    with scratch_folder(tmp_path / "out") as alive:
+        assert {path.name for path in tmp_path.iterdir()} == {
+            alive.name, ".out.20261122.partial", ".out.2.abcdefgh.partial"
+        }  # fmt: skip
+        base, *_ = toy.family(tmp_path / "small")
+        merge_config(
+            json.dumps({"merge_method": "passthrough", "models": [{"model": base}]}), tmp_path / "out"
+        )
+        assert alive.exists()
+    names = {"out", "small", ".out.20261122.partial", ".out.2.abcdefgh.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_an_engine_for_one_merge_gives_the_bits_of_one_that_keeps(tmp_path: Path) -> None:

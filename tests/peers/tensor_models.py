@@ -1,4 +1,4 @@
-"""Models that are a few tensors of unlike shapes, merged by us and by the mergekit 0.1.5 wheel, a black box."""
+"""Models that are a few tensors of unlike shapes, merged by us and by the mergekit 0.1.5 wheel."""
 
 from __future__ import annotations
 
