@@ -33,6 +33,7 @@ from evolve.search import SearchSettings, new_run, run_search
 from evolve.storage import StoragePath
 from evolve.trackers import WandbTracker
 from evolve.winners import Winner
+from evolve.worker_log import WorkerLog
 from genome.frozen import frozen_search_file
 from merge_engine.fingerprint import fingerprint
 from merge_engine.spec import recipe_data
@@ -195,7 +196,8 @@ class SearchRun:
     def _search(self, ready: Ready, settings: SearchSettings, fleet: Fleet, journal: Journal) -> bool:
         """Run the search, watched; returns whether somebody stopped it."""
         with self._observers(ready) as observers:
-            result = run_search(ready.space, settings, fleet, journal, observers, ready.initial)
+            watching = [WorkerLog(journal), *observers]
+            result = run_search(ready.space, settings, fleet, journal, watching, ready.initial)
         return result.stopped_because == "interrupted"
 
     @contextlib.contextmanager
