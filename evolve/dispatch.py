@@ -40,11 +40,17 @@ def run_jobs(
 
     fill()
     while (running or may_go_on()) and not interrupt.requested:  # a fleet may be without workers for a while
-        finished = fleet.wait(_POLL_S)
+        finished = wait_for_jobs(fleet, observers)
         running -= len(finished)
         fill()  # before `on_done` writes to the slow disk: no worker should wait for that
-        for event in fleet.events():
-            for observer in observers:
-                observer.on_worker(event)
         for done in finished:
             on_done(done)
+
+
+def wait_for_jobs(fleet: Fleet, observers: Sequence[Observer]) -> list[Done]:
+    """What has finished, none for half a second at most; the observers hear what happened to workers."""
+    finished = fleet.wait(_POLL_S)
+    for event in fleet.events():
+        for observer in observers:
+            observer.on_worker(event)
+    return finished

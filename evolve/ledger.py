@@ -1,9 +1,4 @@
-"""The candidates of a search by number: which numbers are taken, what is known of them, what may be spent.
-
-A candidate costs the budget one evaluation unless its recipe equals an earlier one's, whose outcome it takes
-over, or the space refuses to make a recipe of it. Which candidates cost nothing follows from their recipes
-alone, in the order of their numbers: a search that resumes comes to the same numbers and the same sums.
-"""
+"""The candidates of a search that have an outcome, and which recipes were scored already."""
 
 from __future__ import annotations
 
@@ -19,66 +14,26 @@ from evolve.records import MEAN, CandidateRecord
 
 
 class Ledger:
-    """Numbers and outcomes of one search; ``max_fevals`` evaluations may be spent, the last one on the mean.
+    """Outcomes of one search, in all its sessions.
 
     ``records``: every candidate that has an outcome, by its number. ``best``: of all but the means.
+    ``evaluations``: how many of them were evaluated.
     """
 
-    def __init__(self, journal: Journal, max_fevals: int) -> None:
-        candidates = journal.view.candidates
-        self.records = {record.id: record for record in candidates}
-        self.best = choose_winner(record for record in candidates if record.origin != MEAN)
+    def __init__(self, journal: Journal) -> None:
+        self.records: dict[int, CandidateRecord] = {}
+        self.evaluations = 0
         self._journal = journal
-        self._max_fevals = max_fevals
-        self._means = {record.id: record for record in candidates if record.origin == MEAN}
-        self._next_id = 0
-        self._spent = 0
-        self._numbers: dict[bytes, int] = {}  # a recipe's digest -> the candidate that is scored for it
-        self._pass_means()
+        self._originals: dict[bytes, int] = {}  # a recipe's digest -> the candidate that was scored for it
+        self._means: list[CandidateRecord] = []
+        for record in journal.view.candidates:
+            self._take(record)
+        self.best = choose_winner(record for record in self.records.values() if record.origin != MEAN)
 
-    @property
-    def places_left(self) -> int:
-        """How many evaluations are left for other candidates than the mean that ends the budget."""
-        return max(0, self._max_fevals - 1 - self._spent)
-
-    @property
-    def evaluations(self) -> int:
-        """How many candidates were evaluated so far, in all sessions."""
-        return sum(record.evaluated for record in self.records.values())
-
-    @property
-    def next_id(self) -> int:
-        """The number of the candidate that is entered next; those of earlier budgets' means are taken."""
-        return self._next_id
-
-    def known(self, number: int) -> CandidateRecord | None:
-        """What an earlier session left of a candidate."""
-        return self.records.get(number)
-
-    def enter_known(self, record: CandidateRecord) -> None:
-        """Take the next number for a candidate that an earlier session left."""
-        self._pass(record)
-        self._pass_means()
-
-    def enter(self, recipe: Mapping[str, Any]) -> int | None:
-        """Take the next number for a new candidate; an empty recipe is one that the space refused.
-
-        Returns:
-            the number of the earlier candidate with an equal recipe, or None.
-        """
-        copied_from = None
-        if recipe:
-            first = self._numbers.setdefault(recipe_digest(recipe), self._next_id)
-            copied_from = None if first == self._next_id else first
-            self._spent += copied_from is None
-        self._next_id += 1
-        self._pass_means()
-        return copied_from
-
-    def scored_before(self, recipe: Mapping[str, Any]) -> int | None:
-        """The number of the candidate whose outcome a candidate with this recipe shares, if it has one."""
-        number = self._numbers.get(recipe_digest(recipe))
-        return number if number in self.records else None
+    def original(self, recipe: Mapping[str, Any]) -> CandidateRecord | None:
+        """The candidate whose outcome one with this recipe shares, if it was scored."""
+        number = self._originals.get(recipe_digest(recipe))
+        return None if number is None else self.records[number]
 
     def free_id(self) -> int:
         """A number behind all that have an outcome, for the mean."""
@@ -87,7 +42,7 @@ class Ledger:
     def mean_at(self, generation: int, index: int, recipe: Mapping[str, Any]) -> CandidateRecord | None:
         """The mean that ended an earlier session at this very point, if one did."""
         place = (generation, index, recipe)
-        found = (mean for mean in self._means.values() if (mean.generation, mean.index, mean.recipe) == place)
+        found = (mean for mean in self._means if (mean.generation, mean.index, mean.recipe) == place)
         return next(found, None)
 
     def write(self, record: CandidateRecord) -> None:
@@ -97,20 +52,17 @@ class Ledger:
             JournalError: the disk refuses it.
         """
         self._journal.append(record)
-        self.records[record.id] = record
+        self._take(record)
         if record.origin != MEAN and isinstance(record.outcome, Scored):
             self.best = choose_winner([record] if self.best is None else [self.best, record])
 
-    def _pass_means(self) -> None:
-        """Means that ended smaller budgets stand between the samples; this budget pays for them, too."""
-        while self.places_left and self._next_id in self._means:
-            self._pass(self._means[self._next_id])
-
-    def _pass(self, record: CandidateRecord) -> None:
+    def _take(self, record: CandidateRecord) -> None:
+        self.records[record.id] = record
         if record.evaluated:
-            self._spent += 1
-            self._numbers.setdefault(recipe_digest(record.recipe), record.id)
-        self._next_id += 1
+            self.evaluations += 1
+            self._originals.setdefault(recipe_digest(record.recipe), record.id)
+        if record.origin == MEAN:
+            self._means.append(record)
 
 
 def recipe_digest(recipe: Mapping[str, Any]) -> bytes:

@@ -60,12 +60,11 @@ class Measured:
 class CandidateRecord:
     """One candidate of the search and its outcome on the search items.
 
-    ``generation`` and ``index`` place it in the ask/tell sequence: a sample is the ``index``-th that was drawn
-    after ``generation - 1`` tells. ``origin`` is ``sample``, ``mean``,
-    ``baseline:<name>`` (``baseline:source:<model>``, ``baseline:uniform``, ``baseline:task_arithmetic``) or
-    ``initial:<file>``. ``recipe`` is the decoded merge config as plain YAML data, never raw genes; it is
-    empty where the space refused to make one. ``copied_from``: the earlier candidate with an equal recipe
-    whose outcome this is.
+    ``generation`` and ``index`` place it in the ask/tell sequence: a sample is the ``index``-th drawn after
+    ``generation - 1`` tells. ``origin`` is ``sample``, ``mean``, ``baseline:<name>``
+    (``baseline:source:<model>``, ``baseline:uniform``, ``baseline:task_arithmetic``) or ``initial:<file>``.
+    ``recipe`` is the decoded merge config as plain YAML data, never raw genes; it is empty where the space
+    refused to make one. ``copied_from``: the earlier candidate with an equal recipe whose outcome this is.
     """
 
     id: int

@@ -43,7 +43,8 @@ class Optimiser(Protocol):
     def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
         """About as many points as a generation has, and those injected, each with its cost.
 
-        Each was asked in the present run and was not told before. A cost is finite, or ``inf`` for a failure, which ranks behind everything else.
+        The points are the very arrays that `ask` gave in the present run (or that were injected), each once.
+        A cost is finite, or ``inf`` for a failure, which ranks behind everything else.
         """
         ...
 

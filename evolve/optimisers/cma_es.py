@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from evolve.optimisers.base import Box, OptimiserSettings, Vector
+from evolve.optimisers.memory import Memory
 from evolve.optimisers.streams import Streams
 
 # The name in a search file, and what it sets in pycma.
@@ -71,9 +72,7 @@ class CmaEs:
         self._unit = np.where(self._whole, 1.0, self._box.upper - self._box.lower)
         self._strategy = self._new_strategy(settings, self._to_pycma(start))
         self._announced: list[Vector] = []
-        # A point as the caller knows it -> what pycma is told of it, in the order of asking: roundings may be
-        # equal.
-        self._own_points: dict[bytes, list[_Place]] = {}
+        self._places: Memory[_Place] = Memory()
 
     def inject(self, points: Sequence[Vector]) -> None:
         self._announced = list(points)
@@ -87,7 +86,7 @@ class CmaEs:
         foreign, own = own[: len(announced)], own[len(announced) :]
         points = [self._from_pycma(place) for place in own]
         for point, place in zip([*announced, *points], [*foreign, *self._centred(own)], strict=True):
-            self._own_points.setdefault(point.tobytes(), []).append(self._remembered(place))
+            self._places.keep(point, self._place(place))
         return points
 
     def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
@@ -95,7 +94,7 @@ class CmaEs:
         nothing.
         """
         self._streams.note_tell()
-        told = [(self._forget(point), cost) for point, cost in pairs]
+        told = [(self._places.take(point), cost) for point, cost in pairs]
         finite = [cost for _, cost in told if cost < math.inf]
         if not finite or len(told) < self._strategy.sp.weights.mu:
             return
@@ -127,16 +126,9 @@ class CmaEs:
     def _ended(self) -> Mapping[str, Any]:
         return self._strategy.stop() if self._strategy.countiter else {}
 
-    def _remembered(self, told: Vector) -> _Place:
+    def _place(self, told: Vector) -> _Place:
         asked = self._strategy.sent_solutions.get(told)
         return _Place(told=told, unbounded=None if asked is None else asked["geno"])
-
-    def _forget(self, point: Vector) -> _Place:
-        places = self._own_points[point.tobytes()]
-        place = places.pop(0)
-        if not places:
-            del self._own_points[point.tobytes()]
-        return place
 
     def _remind(self, place: _Place) -> None:
         """pycma remembers the few hundred points that were asked last; one that it does not know it would

@@ -9,6 +9,7 @@ import numpy as np
 from evolve.optimisers.base import Box, Optimiser, OptimiserSettings, Vector
 from evolve.optimisers.cma_es import CmaEs
 from evolve.optimisers.elite import EliteDistribution
+from evolve.optimisers.memory import Memory
 
 
 class Mixed:
@@ -26,19 +27,26 @@ class Mixed:
         self._numbers = CmaEs(settings, box.part(numbers), start[numbers], run)
         discrete = EliteDistribution(settings, box.part(categories), start[categories], run)
         self._parts: tuple[Optimiser, Optimiser] = (self._numbers, discrete)
+        self._halves: Memory[tuple[Vector, ...]] = Memory()
 
     def inject(self, points: Sequence[Vector]) -> None:
-        for part, places in zip(self._parts, self._places, strict=True):
-            part.inject([point[places] for point in points])
+        halves = [tuple(point[places] for places in self._places) for point in points]
+        for point, pair in zip(points, halves, strict=True):
+            self._halves.keep(point, pair)
+        for number, part in enumerate(self._parts):
+            part.inject([pair[number] for pair in halves])
 
     def ask(self) -> list[Vector]:
-        numbers, categories = (part.ask() for part in self._parts)
-        return [self._joined(pair) for pair in zip(numbers, categories, strict=True)]
+        points = []
+        for halves in zip(*(part.ask() for part in self._parts), strict=True):
+            points.append(self._joined(halves))
+            self._halves.keep(points[-1], halves)
+        return points
 
     def tell(self, pairs: Iterable[tuple[Vector, float]]) -> None:
-        told = list(pairs)
-        for part, places in zip(self._parts, self._places, strict=True):
-            part.tell([(point[places], cost) for point, cost in told])
+        told = [(self._halves.take(point), cost) for point, cost in pairs]
+        for number, part in enumerate(self._parts):
+            part.tell([(halves[number], cost) for halves, cost in told])
 
     def mean(self) -> Vector:
         return self._joined([part.mean() for part in self._parts])
