@@ -55,7 +55,8 @@ class DiskEvaluator:
         )
         root = scratch_root(self._disk.scratch)
         remove_left_overs(root)
-        check_room(root, merged_bytes(self._engine, self._spec), workers=1)
+        workers = round(1 / self._context.memory_share)  # on this machine
+        check_room(root, merged_bytes(self._engine, self._spec), workers, self._disk.owner)
         self._scratch = Scratch(root, self._disk.owner)
         self._scorer = self._new_scorer(self._spec.batch_size)
         started = time.perf_counter()

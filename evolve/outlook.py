@@ -52,6 +52,12 @@ def before_start(ready: Ready, folder: Path, earlier: JournalView | None, availa
     )
 
 
+def candidate_bytes(ready: Ready) -> int:
+    """The size of a merged model's weights, as deep as the model whose config it has."""
+    header = ready.headers[ready.pattern]
+    return sum(info.elements for info in header.tensors.values()) * _DTYPE_BYTES[ready.dtype]
+
+
 def _resident_elements(ready: Ready) -> int:
     """Parameters that a worker holds: one model, or every model whose layers make paths."""
     layouts = isinstance(ready.search_file.genome, LayoutSpec)

@@ -27,8 +27,9 @@ from evolve.errors import ScratchError
 _PREFIX = "mergevolve-scratch-"
 _LOCK_NAME = "mergevolve.lock"
 
-# Waits for the end of its standard input, which the kernel closes when the worker is gone.
-_REMOVER = 'read -r _; rm -rf -- "$1"'
+# Waits for the end of a pipe, which the kernel closes with the worker. In the background, so that its parent
+# is no longer the worker: Ray kills the children of workers that end.
+_REMOVER = 'exec 3<&0; (read -r _ <&3; rm -rf -- "$1") &'
 
 
 def scratch_root(given: Path | None) -> Path:
@@ -57,13 +58,7 @@ class Scratch:
                 f"{root}: no scratch folder can be made there: {error.strerror}; name another place with "
                 "--scratch DIR"
             ) from error
-        self._remover = subprocess.Popen(
-            ["sh", "-c", _REMOVER, "sh", str(self.folder.absolute())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the search, not for this
-        )
+        self._alive = _start_remover(self.folder)
 
     @contextmanager
     def place(self, name: str) -> Iterator[Path]:
@@ -76,7 +71,8 @@ class Scratch:
 
     def close(self) -> None:
         """Remove the folder now."""
-        self._remover.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._alive)
         self._lock.close()
 
 
@@ -85,13 +81,14 @@ def remove_left_overs(root: Path) -> list[Path]:
     return [folder for folder in sorted(root.glob(f"{_host_prefix()}*")) if _remove_if_dead(folder)]
 
 
-def check_room(root: Path, model_bytes: int, workers: int) -> None:
-    """
+def check_room(root: Path, model_bytes: int, workers: int, owner: str) -> None:
+    """Count what the owner's other workers on this machine hold already as free: it is for them.
+
     Raises:
         ScratchError: the disk below ``root`` does not take one merged model for each worker.
     """
     existing = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
-    free_bytes = shutil.disk_usage(existing).free
+    free_bytes = shutil.disk_usage(existing).free + _held_bytes(root, owner)
     if model_bytes * workers > free_bytes:
         models = "one merged model needs" if workers == 1 else f"{workers} merged models at a time need"
         wanted = f"{models} {model_bytes * workers / 1e9:.2f} GB of disk"
@@ -101,12 +98,46 @@ def check_room(root: Path, model_bytes: int, workers: int) -> None:
         )
 
 
+def _held_bytes(root: Path, owner: str) -> int:
+    folders = [folder for folder in root.glob(f"{_host_prefix()}*") if _owner(folder) == owner]
+    return sum(_size_bytes(file) for folder in folders for file in folder.rglob("*"))
+
+
+def _owner(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / _LOCK_NAME).read_text(encoding="utf-8"))["owner"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _size_bytes(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _new_folder(root: Path) -> tuple[Path, IO[str]]:
     folder = Path(tempfile.mkdtemp(prefix=f"{_host_prefix()}{os.getpid()}-", dir=root))
     lock = (folder / f"new-{_LOCK_NAME}").open("x", encoding="utf-8")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     Path(lock.name).rename(folder / _LOCK_NAME)  # nobody finds it before it is locked
     return folder, lock
+
+
+def _start_remover(folder: Path) -> int:
+    """A process that removes ``folder`` once the returned descriptor is closed."""
+    ending, alive = os.pipe()
+    subprocess.run(
+        ["sh", "-c", _REMOVER, "sh", str(folder.absolute())],
+        stdin=ending,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the search, not for this
+        check=True,
+    )
+    os.close(ending)
+    return alive
 
 
 def _remove_if_dead(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import datetime
 import importlib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -30,10 +31,11 @@ from evolve.replay import check_same_inputs
 from evolve.report import text
 from evolve.report.summary import display_name, summarise
 from evolve.report.write import write_report
+from evolve.scratch import check_room, remove_left_overs, scratch_root
 from evolve.search import SearchSettings, new_run, run_search
 from evolve.storage import StoragePath
 from evolve.trackers import WandbTracker
-from evolve.winners import Winner
+from evolve.winners import LocatedFactory, Winner, folders, renamed
 from evolve.worker_log import WorkerLog
 from genome.frozen import frozen_search_file
 from merge_engine.fingerprint import fingerprint
@@ -42,6 +44,7 @@ from merge_engine.spec import recipe_data
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from evolve.evaluator import EvaluatorFactory
     from evolve.fleet import Fleet
     from evolve.ray_fleet import RayFleet
 
@@ -108,6 +111,8 @@ class SearchRun:
 
     def _work(self, ready: Ready, earlier: JournalView | None) -> int:
         """Everything that needs workers; returns the exit status."""
+        if self._options.on_disk and self._options.ray_address is None:
+            self._make_room(ready)
         with self._start_fleet(ready, earlier) as fleet:
             settings = self._settings(ready, fleet, earlier)
             with contextlib.closing(self._open_journal(ready, settings, fleet)) as journal:
@@ -136,19 +141,7 @@ class SearchRun:
         # The driver has nothing to do until they are ready; imported later, pycma would keep them waiting.
         threading.Thread(target=importlib.import_module, args=("cma",), daemon=True).start()
         return RayFleet(
-            EvaluatorSpec(
-                model=ready.pattern,
-                suite=ready.suite,
-                dtype=ready.dtype,
-                seed=options.seed,
-                probe=recipe_data(ready.space.decode(ready.space.start)),
-                batch_size=batch_size,
-                trust_remote_code=options.trust_remote_code,
-                allow_crimes=options.allow_crimes,
-                layouts=layouts_of(ready),
-                vllm=vllm_settings(ready.search_file.vllm) if options.vllm else None,
-                disk=self._disk() if options.on_disk else None,
-            ),
+            self._factory(ready, batch_size),
             FleetSettings(
                 num_workers=options.num_workers or options.num_gpus or None,
                 address=options.ray_address,
@@ -160,6 +153,41 @@ class SearchRun:
                 batch_size=batch_size,
             ),
         )
+
+    def _factory(self, ready: Ready, batch_size: int | None) -> EvaluatorFactory:
+        """What workers need to know. They are told where the winners of earlier stages lie."""
+        options, lie = self._options, folders(self._winners)
+        layouts = layouts_of(ready)
+        spec = EvaluatorSpec(
+            model=str(renamed(ready.pattern, lie)),
+            suite=ready.suite,
+            dtype=ready.dtype,
+            seed=options.seed,
+            probe=renamed(recipe_data(ready.space.decode(ready.space.start)), lie),
+            batch_size=batch_size,
+            trust_remote_code=options.trust_remote_code,
+            allow_crimes=options.allow_crimes,
+            layouts=None if layouts is None else replace(layouts, models=tuple(renamed(layouts.models, lie))),
+            vllm=vllm_settings(ready.search_file.vllm) if options.vllm else None,
+            disk=self._disk() if options.on_disk else None,
+        )
+        return LocatedFactory(factory=spec, folders=lie) if lie else spec
+
+    def _make_room(self, ready: Ready) -> None:
+        """On this machine, before any worker starts; each looks for itself, too.
+
+        Raises:
+            ScratchError: there is not room enough, even without what earlier searches left.
+        """
+        disk, options = self._disk(), self._options
+        root = scratch_root(disk.scratch)
+        removed = remove_left_overs(root)
+        if removed:
+            self._note(f"removed {len(removed)} scratch folders that killed workers left below {root}")
+        check_room(
+            root, outlook.candidate_bytes(ready), options.num_workers or options.num_gpus or 1, disk.owner
+        )
+        self._note(f"candidates are merged to the disk, below {root}, and removed once they are scored")
 
     def _disk(self) -> DiskSettings:
         options = self._options

@@ -118,7 +118,7 @@ def _on_disk(
         raise click.UsageError("--in-memory and --on-disk: give one of the two")
     if in_memory and bits:
         raise click.UsageError(
-            f"--load-in-{bits}bit: weights are quantised when they are loaded from disk; leave --in-memory out"
+            f"--load-in-{bits}bit: weights are quantised when they are read from disk; leave --in-memory out"
         )
     if bits and not on_disk and in_memory is None:
         _note(
