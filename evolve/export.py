@@ -20,7 +20,7 @@ from evolve.records import CandidateRecord, RunRecord
 from evolve.report.summary import Summary, display_name
 from evolve.report.text import estimate
 from evolve.storage import StoragePath, write_atomically
-from evolve.winners import Winner, documents
+from evolve.winners import Winner, documents, folders, renamed
 from fitness.results import Report
 from merge_engine.card import front_matter
 from merge_engine.spec import dump_yaml, parse_recipe
@@ -93,7 +93,7 @@ def write_winner(
     try:
         # The search has asked whether it may merge models of different architectures.
         engine = Engine(seed=summary.run.seed, once=True, allow_crimes=True)
-        write_model(engine, parse_recipe(record.recipe), fresh)
+        write_model(engine, parse_recipe(renamed(record.recipe, folders(winners))), fresh)
         write_atomically(fresh / "README.md", model_card(record, summary, out.name, winners))
         _replace(out, fresh)
     except (MergeError, StorageError, OSError) as error:

@@ -11,7 +11,7 @@ from genome.errors import SearchFileError
 from genome.frozen import diff_search_files, frozen_search_file
 from genome.parse import parse_search_file
 from genome.search_file import Budget, SearchFile
-from genome.stages import read_stages
+from genome.stages import Stage, read_stages
 from merge_engine.errors import RecipeError
 from merge_engine.spec import dump_yaml, load_yaml
 
@@ -50,6 +50,14 @@ def kept_searches(storage: StoragePath) -> dict[str, SearchFile]:
         return _searches(storage.search_file.read_text(encoding="utf-8"))
     except (OSError, SearchFileError, RecipeError):
         return {}
+
+
+def kept_stages(storage: StoragePath) -> tuple[Stage, ...]:
+    """The stages of a kept search file; none of an ordinary search, and where `kept_searches` has nothing."""
+    try:
+        return read_stages(load_yaml(storage.search_file.read_text(encoding="utf-8")))
+    except (OSError, SearchFileError, RecipeError):
+        return ()
 
 
 def _searches(text: str) -> dict[str, SearchFile]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evolve.frozen_input import kept_searches
+from evolve.frozen_input import kept_searches, kept_stages
 from evolve.journal import read_journal
 from evolve.ledger import choose_winner
 from evolve.report.summary import Summary, summarise
 from evolve.storage import StoragePath
-from evolve.winners import Winner
+from evolve.winners import Winner, references, renamed
+from genome.stages import WINNER, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +59,38 @@ def current_stage(states: Sequence[StageState]) -> StageState:
     return (begun or states)[-1]
 
 
-def earlier_winners(paths: Mapping[str, StoragePath], name: str) -> list[Winner]:
-    """What the stages before the one with this ``name`` have found, in their order."""
+def winner_references(storage: StoragePath, stage: Stage) -> dict[str, str]:
+    """`evolve.winners.references` of a stage that lies in ``storage``."""
+    return references(stage, read_journal(storage.journal).run.inputs if storage.journal.exists() else {})
+
+
+def earlier_winners(storage: StoragePath, stages: Sequence[Stage], name: str) -> list[Winner]:
+    """What the stages before the one with this ``name`` have found, in their order, as that one's recipes
+    name them.
+    """
+    paths = stage_paths(storage, [stage.name for stage in stages])
+    known = {stage.name: stage for stage in stages}
+    names = {stage: WINNER + stage for stage in paths} | winner_references(paths[name], known[name])
     found = []
-    for stage, storage in paths.items():
-        if stage == name:
+    for stage in stages:
+        if stage.name == name:
             break
-        winner = choose_winner(read_journal(storage.journal).candidates) if storage.journal.exists() else None
+        journal = paths[stage.name].journal
+        winner = choose_winner(read_journal(journal).candidates) if journal.exists() else None
         if winner is not None:
-            folder = str(storage.final_model.resolve())
-            found.append(Winner(stage=stage, folder=folder, recipe=winner.recipe))
+            own = winner_references(paths[stage.name], stage)
+            found.append(
+                Winner(
+                    stage=stage.name,
+                    reference=names[stage.name],
+                    folder=str(paths[stage.name].final_model.resolve()),
+                    recipe=renamed(winner.recipe, {own[needed]: names[needed] for needed in own}),
+                )
+            )
     return found
 
 
 def winners_before_last(storage: StoragePath) -> list[Winner]:
     """What the stages before the last one have found; empty for an ordinary search."""
-    names = list(kept_searches(storage))
-    return earlier_winners(stage_paths(storage, names), names[-1]) if names else []
+    stages = kept_stages(storage)
+    return earlier_winners(storage, stages, stages[-1].name) if stages else []

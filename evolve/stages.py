@@ -1,7 +1,7 @@
 """Searches one after another in one storage path, each of which may merge the winners of those before it.
 
 The last stage's storage path is the search's own; the others lie inside it under ``stages/<name>/``. A stage
-is an ordinary search whose file names the earlier winners by their folders. Once a later stage has begun, a
+is an ordinary search whose recipes name the earlier winners as its file does. Once a later stage has begun, a
 stage is closed: what it found is an input from then on.
 """
 
@@ -18,8 +18,9 @@ from evolve.options import SearchOptions
 from evolve.preflight import PreflightError, Ready, inspect, inspect_without_models, max_fevals
 from evolve.report.write import write_report
 from evolve.search_run import SearchRun
-from evolve.stage_paths import earlier_winners, stage_paths
+from evolve.stage_paths import earlier_winners, stage_paths, winner_references
 from evolve.storage import StoragePath
+from evolve.winners import renamed
 from genome.build import keeps_layers
 from genome.errors import SearchFileError
 from genome.search_file import SearchFile
@@ -99,7 +100,7 @@ class _Stages:
             self._console.print(title, style="bold", markup=False)
         with contextlib.nullcontext() if is_last else storage.lock():
             ready = self._ready(stage)
-            winners = earlier_winners(self._paths, stage.name)
+            winners = earlier_winners(self._storage, self._stages, stage.name)
             run = SearchRun(options, storage, self._console, winners=winners, keeps_search_file=not is_last)
             status = run.run(ready)
         if not status and is_needed and not storage.final_model.exists():
@@ -110,14 +111,14 @@ class _Stages:
         return status
 
     def _ready(self, stage: Stage) -> Ready:
-        """The stage's search with the winners' folders in it, now that they are there."""
+        """The stage's search, now that the winners are there."""
+        names = winner_references(self._paths[stage.name], stage)
+        lie = {names[needed]: str(self._paths[needed].final_model.resolve()) for needed in stage.needs}
+        text = dump_yaml(with_winners(stage.data, names.__getitem__))
         try:
-            return inspect(self._options, dump_yaml(with_winners(stage.data, self._folder)))
+            return inspect(self._options, text, lambda reference: str(renamed(reference, lie)))
         except PreflightError as error:
             raise PreflightError(self._options.search_file, list(_placed(stage, error))) from None
-
-    def _folder(self, name: str) -> str:
-        return str(self._paths[name].final_model.resolve())
 
     def _inspect(self) -> Mapping[str, _Outlook]:
         """Look at all stages before any work, with stand-ins for winners that are not there yet.
