@@ -24,7 +24,7 @@ from evolve.fleet import Done, Job
 from evolve.ledger import recipe_digest
 from evolve.optimisers import Optimiser, Vector
 from evolve.outcome import cost
-from evolve.records import SAMPLE, CandidateRecord
+from evolve.records import MEAN, SAMPLE, CandidateRecord
 from evolve.replay import Proposal, check_replay
 from evolve.scribe import decoded
 from evolve.session import Session
@@ -57,7 +57,8 @@ class AsyncScheduler:
         self._draws = Draws(optimiser, [(record.generation, record.index) for record in self._kept])
         self._arrived: list[tuple[Draw, CandidateRecord]] = []  # since the last tell
         self._in_flight: dict[bytes, _InFlight] = {}  # by the digests of their recipes
-        self._numbers = itertools.count()
+        ended = [record.id for record in session.journal.view.candidates if record.origin == MEAN]
+        self._numbers = itertools.count(max(ended, default=-1) + 1)
 
     def run(self) -> str:
         """Search until there is a reason to stop, which is returned."""
@@ -122,7 +123,7 @@ class AsyncScheduler:
             session.fleet.submit(Job(id=proposal.id, recipe=draft.recipe, split="search"))
 
     def _free_number(self) -> int:
-        """The next number that no candidate has; those that were lost in flight are given again."""
+        """The next that no candidate has; numbers that were lost in flight are given again."""
         return next(number for number in self._numbers if number not in self._session.ledger.records)
 
     def _take(self, done: Done) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -98,12 +99,17 @@ class CmaEs:
         finite = [cost for _, cost in told if cost < math.inf]
         if not finite or len(told) < self._strategy.sp.weights.mu:
             return
+        from cma.evolution_strategy import InjectionWarning
+
         # pycma computes medians and ranges of costs: a failure gets a finite one that is just behind the
         # worst.
         worst = max(finite) + 1.0
         for place, _ in told:
             self._remind(place)
-        self._strategy.tell([place.told for place, _ in told], [min(cost, worst) for _, cost in told])
+        with warnings.catch_warnings():
+            # Points that pycma itself injects in small populations may be late, too, or rounded.
+            warnings.simplefilter("ignore", InjectionWarning)
+            self._strategy.tell([place.told for place, _ in told], [min(cost, worst) for _, cost in told])
 
     def mean(self) -> Vector:
         return self._from_pycma(np.asarray(self._strategy.result.xfavorite))
