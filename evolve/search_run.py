@@ -199,7 +199,10 @@ class SearchRun:
 
     def _settings(self, ready: Ready, fleet: RayFleet, earlier: JournalView | None) -> SearchSettings:
         optimizer = ready.search_file.optimizer
-        popsize = optimizer.popsize or default_popsize(len(ready.space.start), fleet.capacity)
+        scheduler = ready.search_file.scheduler
+        # Where no worker waits for the end of a generation, its size need not suit their number.
+        together = fleet.capacity if scheduler == "sync" else 1
+        popsize = optimizer.popsize or default_popsize(len(ready.space.start), together)
         done = 0 if earlier is None else earlier.evaluations
         if earlier is not None:
             popsize = earlier.run.popsize
@@ -212,6 +215,7 @@ class SearchRun:
             sigma0=optimizer.sigma0,
             restarts=optimizer.restarts,
             random_init=ready.search_file.random_init,
+            scheduler=scheduler,
             max_fevals=ready.max_fevals,
             time_limit_s=ready.time_limit_s,
         )
