@@ -12,7 +12,8 @@ from genome.space import Space
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.errors import CheckpointError, PlanError, Problem
 from merge_engine.layers import layer_names
-from merge_engine.plan import DTYPE_NAMES, make_plan
+from merge_engine.merge_dtype import DTYPE_NAMES
+from merge_engine.plan import make_plan
 from merge_engine.sources import open_source
 from merge_engine.spec import InputModel, Recipe
 from merge_engine.stacking import stacking_problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from merge_engine.methods.table import FAMILIES
 from merge_engine.plan import Plan, TensorJob, TensorRef, make_plan
 from merge_engine.preparation import JobInputs
 from merge_engine.runner import Runner
-from merge_engine.soundness import check_result
+from merge_engine.soundness import check_equal, check_result
 from merge_engine.source_memory import Kept, Passing
 from merge_engine.spec.recipe import Recipe
 from merge_engine.tensor_files import MERGE_DTYPES
@@ -134,6 +135,8 @@ class Engine:
         sources = [self._joined([other.sources[m] for other in jobs], dtype) for m in range(len(job.sources))]
         base_N = None if job.base is None else self._joined([other.base for other in jobs], dtype)
         if job.dtype is None or job.out_dtype is None:
+            for other in jobs:
+                check_equal(other.inputs, self._memory.preparation.sources.tensor)
             merged_N = sources[0] if base_N is None else base_N
         else:
             dtypes = MERGE_DTYPES[job.dtype], MERGE_DTYPES[job.out_dtype]
@@ -143,6 +146,7 @@ class Engine:
 
             moderate = _Moderate(inputs)
             for call in family.calls(Group(tensors=inputs)):
+                call = replace(call, compiles=call.compiles and dtypes[0] != torch.float64)
                 self._runner.run(family.kernel, call, merged_N, sources, base_N, dtypes, can_compile=moderate)
             if job.method != "passthrough" and not moderate.known:  # a copy may hold anything
                 self._check(jobs, merged_N)
@@ -150,7 +154,7 @@ class Engine:
 
     def _check(self, jobs: Sequence[TensorJob], merged_N: Tensor) -> None:
         """Raise `CheckpointError` where a source holds NaN or infinity; with their first result only."""
-        refs = tuple(ref for job in jobs for ref in (*job.sources, job.base) if ref is not None)
+        refs = tuple(ref for job in jobs for ref in job.inputs)
         if refs not in self._sound:
             check_result(merged_N, refs, self._memory.preparation.sources.tensor)
             self._sound.add(refs)

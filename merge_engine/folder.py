@@ -151,8 +151,7 @@ def _watched(engine: Engine, plan: Plan, watcher: Watcher | None) -> Callable[[s
 
 
 def _traffic_bytes(engine: Engine, job: TensorJob) -> int:
-    refs = job.sources if job.base is None else (*job.sources, job.base)
-    infos = [engine.header(ref.model).tensors[ref.name] for ref in refs]
+    infos = [engine.header(ref.model).tensors[ref.name] for ref in job.inputs]
     written = math.prod(job.shape) * engine.result_dtype(job).itemsize
     return sum(info.end - info.begin for info in infos) + written
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.geometry import held
-from merge_engine.methods.rounding import read
+from merge_engine.methods.rounding import read, wide_dtype
 from merge_engine.methods.task_vectors import task_vector
 from merge_engine.order_statistics import quantiles
 
@@ -58,7 +58,7 @@ def importance(source_N: Tensor, base_N: Tensor, shape: tuple[int, ...], dtype: 
         return Importance(divergence_R=divergence_R, threshold=0.0)
     low, middle, high = (
         held(torch.tensor(x, dtype=torch.float64), dtype)
-        for x in quantiles(importances, elements, (0.25, 0.5, 0.75))
+        for x in quantiles(importances, elements, (0.25, 0.5, 0.75), wide_dtype(dtype))
     )
     threshold = held(middle + held(_FENCE * held(high - low, dtype), dtype), dtype)
     return Importance(divergence_R=divergence_R, threshold=float(threshold))

@@ -41,7 +41,7 @@ Columns: TypeAlias = Callable[[int, int], npt.NDArray[np.float64]]
 class MagnitudeIndex:
     """Counts of one task vector's magnitudes.
 
-    ``delta(start, stop)`` gives elements [start, stop) in bfloat16, float16 or float32, always the same.
+    ``delta(start, stop)`` gives elements [start, stop) in a floating dtype, always the same.
     ``columns(start, stop)``: other numbers of those elements, (columns, stop - start), to be summed by bin.
     Memory: 1 byte (2 where a count needs it) for each populated bin of each block, 1-3 % of a bfloat16 task
     vector.

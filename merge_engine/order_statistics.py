@@ -16,15 +16,20 @@ _INTEGERS = {2: torch.int16, 4: torch.int32}
 Blocks = Callable[[], Iterator[Tensor]]
 
 
-def quantiles(blocks: Blocks, count: int, shares: Sequence[float]) -> list[float]:
+def quantiles(
+    blocks: Blocks, count: int, shares: Sequence[float], dtype: torch.dtype = torch.float32
+) -> list[float]:
     """What ``shares`` of ``count`` numbers do not exceed, linear between neighbours, as in `torch.quantile`.
 
-    ``blocks`` gives the numbers (no NaN), in bfloat16, float16 or float32, twice if need be.
+    ``blocks`` gives the numbers (no NaN), in one floating dtype, twice if need be. What lies between
+    neighbours is computed in ``dtype``.
     """
     places = [share * (count - 1) for share in shares]
     ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
     found = dict(zip(ranks, values_at(blocks, ranks), strict=True))
-    return [_between(found[math.floor(place)], found[math.ceil(place)], place % 1.0) for place in places]
+    return [
+        _between(found[math.floor(place)], found[math.ceil(place)], place % 1.0, dtype) for place in places
+    ]
 
 
 def values_at(blocks: Blocks, ranks: Sequence[int]) -> list[float]:
@@ -32,6 +37,8 @@ def values_at(blocks: Blocks, ranks: Sequence[int]) -> list[float]:
     counts = np.zeros(_HALF, dtype=np.int64)
     dtype = torch.float32
     for block_N in blocks():
+        if block_N.dtype == torch.float64:
+            return _values_of_sorted(torch.cat(list(blocks())), ranks)
         dtype = block_N.dtype
         counts += np.bincount(_upper(_keys(block_N), dtype), minlength=_HALF)
     up_to = counts.cumsum()
@@ -39,6 +46,12 @@ def values_at(blocks: Blocks, ranks: Sequence[int]) -> list[float]:
     if dtype.itemsize == 2:
         return [_number(int(key), dtype) for key in bins]
     return _within(blocks, ranks, bins, up_to - counts)
+
+
+def _values_of_sorted(numbers_N: Tensor, ranks: Sequence[int]) -> list[float]:
+    """Of float64 numbers, which are too long to be counted: all of them are in memory."""
+    values_N = np.partition(numbers_N.numpy(), ranks)
+    return [float(values_N[rank]) for rank in ranks]
 
 
 def _within(
@@ -75,5 +88,5 @@ def _number(key: int, dtype: torch.dtype) -> float:
     return float(torch.tensor(bits, dtype=_INTEGERS[dtype.itemsize]).view(dtype))
 
 
-def _between(low: float, high: float, part: float) -> float:
-    return float(torch.lerp(torch.tensor(low), torch.tensor(high), part))
+def _between(low: float, high: float, part: float, dtype: torch.dtype) -> float:
+    return float(torch.lerp(torch.tensor(low, dtype=dtype), torch.tensor(high, dtype=dtype), part))

@@ -20,9 +20,8 @@ from merge_engine.spec.recipe import InputModel, Recipe, SliceSource
 from merge_engine.spec.values import Scalar, layer_place
 from merge_engine.vocabulary.alignment import Alignment, align
 
-__all__ = ["DTYPE_NAMES", "LayerOrigin", "Plan", "StackPlan", "TensorJob", "TensorRef", "make_plan"]
+__all__ = ["LayerOrigin", "Plan", "StackPlan", "TensorJob", "TensorRef", "make_plan"]
 
-DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _KEPT = METHODS["passthrough"]
 _KEPT_VALUES: Mapping[str, Scalar] = {
     parameter.name: parameter.default for parameter in _KEPT.parameters if parameter.default is not None
@@ -182,7 +181,7 @@ class _Planner:
             return
         base = piece.base_model if self._method.takes_base else None
         merged = [source for source in piece.sources if source.model != base]
-        dtype = self._dtype(piece.pattern, names[piece.pattern])
+        dtype = self._dtype(names, piece.pattern)
         yield TensorJob(
             name=name,
             method=self._method.name,
@@ -204,7 +203,7 @@ class _Planner:
 
     def _kept(self, name: str, stored_name: str, model: str) -> TensorJob:
         """A tensor that is what one model has."""
-        dtype = self._dtype(model, stored_name)
+        dtype = self._dtype({model: stored_name}, model)
         return TensorJob(
             name=name,
             method=_KEPT.name,
@@ -217,9 +216,8 @@ class _Planner:
             shared={},
         )
 
-    def _dtype(self, model: str, name: str) -> str | None:
-        stored = DTYPE_NAMES.get(self._tensors.info(model, name).dtype)
-        return None if stored is None else self._recipe.dtype or stored
+    def _dtype(self, names: Mapping[str, str], pattern: str) -> str | None:
+        return self._tensors.merge_dtype(names, pattern, self._recipe.dtype)
 
     def _stacks(self, section: Section, pieces: Sequence[Piece]) -> Iterator[StackPlan]:
         old = section.names[self._source].main

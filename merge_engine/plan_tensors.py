@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from merge_engine.checkpoint_header import CheckpointHeader, TensorInfo
 from merge_engine.errors import Problem
 from merge_engine.layers import LayerNames
+from merge_engine.merge_dtype import EIGHT_BITS, common_dtype, is_real
 from merge_engine.plan_types import TensorRef
 from merge_engine.vocabulary.alignment import Alignment
 from merge_engine.vocabulary.tokens import has_token_rows, vocabulary_rows
@@ -79,6 +80,29 @@ class ModelTensors:
             self._refuse(name, f"shapes differ: {listed}", self._shape_remedy(shapes))
             return []
         return list(names)
+
+    def merge_dtype(self, names: Mapping[str, str], pattern: str, wanted: str | None) -> str | None:
+        """In which dtype the tensors ``names``, by model, are merged; None: that of ``pattern`` is copied.
+
+        ``wanted``: what the recipe says. Integers are copied, and single tensors of one byte for which the
+        recipe names no dtype, or whose scales stand beside them.
+        """
+        stored = {model: self.info(model, name).dtype for model, name in names.items()}
+        if not is_real(stored[pattern]):
+            return None
+        short = [model for model, dtype in stored.items() if dtype in EIGHT_BITS]
+        scaled = [model for model in short if "quantization_config" in self._models[model].header.config]
+        if short and len(names) == 1 and (wanted is None or scaled):
+            return None
+        if scaled:
+            remedy = "load the model with transformers, dequantize() and save_pretrained() it, and merge that"
+            self._refuse(names[scaled[0]], f"{scaled[0]} is quantised: its numbers cannot be merged", remedy)
+        elif wanted is None and short:
+            remedy = "say in which dtype to merge, for example dtype: bfloat16"
+            self._refuse(names[short[0]], f"{short[0]} stores it in one byte ({stored[short[0]]})", remedy)
+        elif wanted is None:
+            return common_dtype([dtype for dtype in stored.values() if is_real(dtype)])
+        return wanted
 
     def check_none_left(
         self, pattern: str, expected: Iterable[str], found: Mapping[str, Iterable[str]]

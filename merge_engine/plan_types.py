@@ -44,6 +44,11 @@ class TensorJob:
     per_source: tuple[Mapping[str, Scalar], ...]
     shared: Mapping[str, Scalar]
 
+    @property
+    def inputs(self) -> tuple[TensorRef, ...]:
+        """The sources, and the base where there is one."""
+        return self.sources if self.base is None else (*self.sources, self.base)
+
     def values(self, parameter: str) -> list[float]:
         """A model parameter, one value for each source."""
         return [float(values[parameter]) for values in self.per_source]

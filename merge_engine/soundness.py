@@ -1,9 +1,9 @@
-"""NaN and infinite numbers in a source: found where they reach a result, and put down to model and tensor."""
+"""Numbers in a source that spoil a result: NaN, infinity, unlike integers. Put down to model and tensor."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +37,20 @@ def check_result(
             raise CheckpointError(
                 f"{ref.model}: tensor {ref.name!r} holds {found}, which would spoil the merge; the model is "
                 "damaged, or its training broke down: leave it out, or take an earlier checkpoint"
+            )
+
+
+def check_equal(refs: Sequence[TensorRef], tensor_of: Callable[[TensorRef], Tensor]) -> None:
+    """Raise `CheckpointError` where integer tensors, of which the first is copied, are not all the same.
+
+    Single numbers may differ: they count steps of training.
+    """
+    first_N, *others = map(tensor_of, refs)
+    for ref, other_N in zip(refs[1:], others, strict=True):
+        if first_N.numel() > 1 and not torch.equal(first_N, other_N):
+            raise CheckpointError(
+                f"{ref.model}: the integers of tensor {ref.name!r} are not those of {refs[0].model}, and "
+                "cannot be merged; if the models are quantised, dequantise them before"
             )
 
 

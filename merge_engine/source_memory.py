@@ -54,7 +54,7 @@ class Passing:
 
     def _read(self, jobs: Iterable[TensorJob]) -> None:
         for job in jobs:
-            for ref in (*job.sources, *([] if job.base is None else [job.base])):
+            for ref in job.inputs:
                 self._read_tensor(ref)
 
     def _read_tensor(self, ref: TensorRef) -> None:

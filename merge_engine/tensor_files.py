@@ -28,7 +28,12 @@ STORED_DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-MERGE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+MERGE_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 _WINDOW_FROM_BYTES = 2**18  # a window costs a file descriptor and a mapping; less is read
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group, Inputs
 from merge_engine.methods.masks import kept_from
-from merge_engine.methods.rounding import read, rounded
+from merge_engine.methods.rounding import read, rounded, wide
 from merge_engine.methods.task_vectors import task_vector
 from merge_engine.methods.vectors import vector_calls
 
@@ -31,9 +31,9 @@ def arcee_fusion(
     """
     (source_N,) = sources
     delta_N = task_vector(source_N, base_N, dtype)
-    importance_N = rounded(delta_N.abs() * divergence, dtype).to(torch.float32)
-    kept_N = kept_from(delta_N.to(torch.float32), importance_N, threshold)
-    return read(base_N, dtype).to(torch.float32) + kept_N
+    importance_N = wide(rounded(delta_N.abs() * divergence, dtype))
+    kept_N = kept_from(wide(delta_N), importance_N, threshold)
+    return wide(read(base_N, dtype)) + kept_N
 
 
 def _calls(group: Group) -> Iterator[Call]:

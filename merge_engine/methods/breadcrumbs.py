@@ -83,7 +83,7 @@ def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
         highs.append([tensor.largest(m, n) for tensor, (n, _) in zip(group.tensors, counts, strict=True)])
         lows.append([tensor.largest(m, n) for tensor, (_, n) in zip(group.tensors, counts, strict=True)])
     gains = _gains(group, bands) if job.flag("rescale") else None
-    rest = (gains, elect, job.flag("normalize"), factor_or_none(job.value("lambda")))
+    rest = (gains, elect, job.flag("normalize"), factor_or_none(job.value("lambda"), group.dtype))
     for start, stop, thresholds in runs(group, [*lows, *highs], group.dtype):
         split = thresholds[: len(bands)], thresholds[len(bands) :]
         yield Call(start=start, stop=stop, arguments=(weights_M, *split, *rest))

@@ -26,7 +26,7 @@ def combination(
     Coefficients are scalars or one number for each element. Only the result is rounded to the merge dtype: it
     is formed in fp32, or for a merge in fp32 in float64, so that what cancels out leaves no rounding errors.
     """
-    wide = wide_dtype(dtype)
+    wide = sum_dtype(dtype)
     vectors = [read(source_N, dtype).to(wide) for source_N in sources]
     start_N = None if base_N is None else read(base_N, dtype).to(wide)
     if start_N is not None:
@@ -37,7 +37,7 @@ def combination(
     return mixed_N if start_N is None else start_N + mixed_N
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """What sums of numbers of the merge dtype are formed in."""
     return torch.float32 if dtype.itemsize == 2 else torch.float64
 
@@ -47,8 +47,9 @@ def combination_family(coefficients: Callable[[Inputs], Sequence[float]]) -> Fam
 
     def calls(group: Group) -> Iterator[Call]:
         of_tensors = [coefficients(tensor) for tensor in group.tensors]
-        wide = wide_dtype(group.dtype)
+        wide = sum_dtype(group.dtype)
         spread = tuple(group.spread(numbers, wide) for numbers in zip(*of_tensors, strict=True))
-        yield Call(start=0, stop=group.elements, arguments=(spread,))
+        compiles = wide == torch.float32
+        yield Call(start=0, stop=group.elements, arguments=(spread,), compiles=compiles)
 
     return Family(kernel=combination, calls=calls)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.masks import kept_from
+from merge_engine.methods.rounding import wide_dtype
 from merge_engine.methods.task_vectors import (
     add_to_base,
     factor_or_none,
@@ -61,9 +62,9 @@ def _calls(group: Group) -> Iterator[Call]:
     job = group.job
     arguments = (
         rounded_weights(job.values("weight"), group.dtype),
-        torch.tensor(job.values("mask_lambda"), dtype=torch.float32),
+        torch.tensor(job.values("mask_lambda"), dtype=wide_dtype(group.dtype)),
         torch.tensor(job.value("min_agreeing"), dtype=torch.float32),
-        factor_or_none(job.value("lambda")),
+        factor_or_none(job.value("lambda"), group.dtype),
     )
     yield Call(start=0, stop=group.elements, arguments=arguments)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from merge_engine.methods.family import Argument, Call, Family, Group
 from merge_engine.methods.masks import kept_from
 from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N
-from merge_engine.methods.rounding import rounded
+from merge_engine.methods.rounding import rounded, wide_dtype
 from merge_engine.methods.task_vectors import (
     add_terms,
     factor_or_none,
@@ -64,10 +64,10 @@ def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
     gains = [1.0 / density if job.flag("rescale") else 1.0 for density in densities]
     rest: tuple[Argument, ...] = (
         torch.tensor([1.0 - density for density in densities], dtype=torch.float32),
-        torch.tensor(gains, dtype=torch.float32),
+        torch.tensor(gains, dtype=wide_dtype(group.dtype)),
         elect,
         job.flag("normalize"),
-        factor_or_none(job.value("lambda")),
+        factor_or_none(job.value("lambda"), group.dtype),
     )
     weights_M = rounded_weights(job.values("weight"), group.dtype)
     for start, stop, fields in _fields(group, len(densities)):

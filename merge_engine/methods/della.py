@@ -98,7 +98,7 @@ def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
         _gains(group, spans) if job.flag("rescale") else None,
         elect,
         job.flag("normalize"),
-        factor_or_none(job.value("lambda")),
+        factor_or_none(job.value("lambda"), group.dtype),
     )
     weights_M = rounded_weights(job.values("weight"), group.dtype)
     models = range(len(spans))

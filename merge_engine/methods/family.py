@@ -12,6 +12,7 @@ from torch import Tensor
 from merge_engine.geometry import Along
 from merge_engine.importance import Importance
 from merge_engine.magnitudes import Kept
+from merge_engine.methods.rounding import wide_dtype
 from merge_engine.overlap import Overlap
 from merge_engine.plan import TensorJob
 from merge_engine.row_ranks import RowRanks
@@ -136,8 +137,12 @@ class Group:
         """Whether arguments may have one number for each element."""
         return max(self.lengths) < SHORT_ELEMENTS
 
-    def spread(self, numbers: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
-        """One number for each tensor: a scalar for a single tensor, else one for each element."""
+    def spread(self, numbers: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+        """One number for each tensor: a scalar for a single tensor, else one for each element.
+
+        ``dtype`` None: what the steps of the merge are computed in.
+        """
+        dtype = dtype or wide_dtype(self.dtype)
         if len(numbers) == 1:
             return torch.tensor(numbers[0], dtype=dtype)
         return torch.cat(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
-from merge_engine.methods.rounding import read
+from merge_engine.methods.rounding import read, wide, wide_dtype
 
 
 def linear(
@@ -23,14 +23,14 @@ def linear(
     total: Tensor | None,
 ) -> Tensor:
     """sum_m w_m x_m, divided by ``total`` where it is given."""
-    merged_N = read(sources[0], dtype).to(torch.float32) * weights_M[0]
+    merged_N = wide(read(sources[0], dtype)) * weights_M[0]
     for m, source_N in enumerate(sources[1:], start=1):
-        merged_N = merged_N + read(source_N, dtype).to(torch.float32) * weights_M[m]
+        merged_N = merged_N + wide(read(source_N, dtype)) * weights_M[m]
     return merged_N if total is None else merged_N / total
 
 
 def _calls(group: Group) -> Iterator[Call]:
-    weights_M = torch.tensor(group.job.values("weight"), dtype=torch.float32)
+    weights_M = torch.tensor(group.job.values("weight"), dtype=wide_dtype(group.dtype))
     total = weights_M.sum() if group.job.flag("normalize") else None
     yield Call(start=0, stop=group.elements, arguments=(weights_M, total))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import GROUP_ELEMENTS, Call, Family, Group, Inputs
-from merge_engine.methods.rounding import read
+from merge_engine.methods.rounding import read, wide, wide_dtype
 
 # What a method makes of M weighted task vectors, float64 of shape (R, C): their merged one.
 MatrixMerge = Callable[[Sequence[Tensor]], Tensor]
@@ -25,7 +25,7 @@ def add_change(
     sources: Sequence[Tensor], base_N: Tensor, first: Tensor, dtype: torch.dtype, change_N: Tensor
 ) -> Tensor:
     """base + change."""
-    return read(base_N, dtype).to(torch.float32) + change_N
+    return wide(read(base_N, dtype)) + change_N
 
 
 def matrix_family(merge: MatrixMerge) -> Family:
@@ -44,7 +44,7 @@ def matrix_family(merge: MatrixMerge) -> Family:
                 yield Call(
                     start=place,
                     stop=place + len(change_N),
-                    arguments=((factor * change_N).to(torch.float32),),
+                    arguments=((factor * change_N).to(wide_dtype(group.dtype)),),
                     compiles=False,
                 )
             begin += tensor.elements

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merge_engine.geometry import Along, held
 from merge_engine.methods.family import Call, Family, Group, Inputs
-from merge_engine.methods.rounding import read, rounded
+from merge_engine.methods.rounding import read, rounded, wide
 from merge_engine.methods.vectors import vector_calls
 
 
@@ -30,8 +30,8 @@ def model_stock(
     for source_N in sources[1:]:
         sum_N = rounded(sum_N + read(source_N, dtype), dtype)
     mean_N = rounded(sum_N / len(sources), dtype)
-    from_models_N = rounded(mean_N * share, dtype).to(torch.float32)
-    return from_models_N + rounded(read(base_N, dtype) * rest, dtype).to(torch.float32)
+    from_models_N = wide(rounded(mean_N * share, dtype))
+    return from_models_N + wide(rounded(read(base_N, dtype) * rest, dtype))
 
 
 def stock_shares(cosine_L: Tensor, models: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merge_engine.geometry import Along, held
 from merge_engine.methods.family import Call, Family, Group, Inputs
-from merge_engine.methods.rounding import read, rounded
+from merge_engine.methods.rounding import read, rounded, wide
 from merge_engine.methods.task_vectors import task_vector
 from merge_engine.methods.vectors import vector_calls
 
@@ -38,7 +38,7 @@ def nuslerp(
     vectors = [read(x_N, dtype) if base_N is None else task_vector(x_N, base_N, dtype) for x_N in sources]
     parts = [rounded(vectors[0] * from_first, dtype), rounded(vectors[1] * from_second, dtype)]
     mixed_N = rounded(rounded(parts[0] + parts[1], dtype) / divisor, dtype)
-    return mixed_N if base_N is None else read(base_N, dtype).to(torch.float32) + mixed_N
+    return mixed_N if base_N is None else wide(read(base_N, dtype)) + mixed_N
 
 
 def share_of_second(weights: Sequence[float]) -> float:

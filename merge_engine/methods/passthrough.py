@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
-from merge_engine.methods.rounding import read
+from merge_engine.methods.rounding import read, wide, wide_dtype
 
 
 def passthrough(
@@ -17,12 +17,13 @@ def passthrough(
     """scale * x."""
     (source_N,) = sources
     kept_N = read(source_N, dtype)
-    return kept_N if scale is None else kept_N.to(torch.float32) * scale
+    return kept_N if scale is None else wide(kept_N) * scale
 
 
 def _calls(group: Group) -> Iterator[Call]:
     (scale,) = group.job.values("scale")
-    yield Call(start=0, stop=group.elements, arguments=(None if scale == 1.0 else torch.tensor(scale),))
+    factor = None if scale == 1.0 else torch.tensor(scale, dtype=wide_dtype(group.dtype))
+    yield Call(start=0, stop=group.elements, arguments=(factor,))
 
 
 PASSTHROUGH = Family(kernel=passthrough, calls=_calls)

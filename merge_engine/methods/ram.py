@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
-from merge_engine.methods.rounding import read, rounded
+from merge_engine.methods.rounding import read, rounded, wide, wide_dtype
 from merge_engine.methods.task_vectors import add_to_base, task_vector
 from merge_engine.overlap import Overlap
 
@@ -36,14 +36,14 @@ def ram(
     changed = [_above(delta_N, epsilon) for delta_N in deltas]
     count_N = functools.reduce(torch.add, changed).clamp(min=1.0)
     terms = [
-        rounded(delta_N * changed_N / count_N, dtype).to(torch.float32)
+        wide(rounded(delta_N * changed_N / count_N, dtype))
         for delta_N, changed_N in zip(deltas, changed, strict=True)
     ]
     if extras is None:
         return add_to_base(base_N, functools.reduce(torch.add, terms), None, None, dtype)
     alone_N = torch.relu(2.0 - count_N)  # 1 where one model or none changes the element, else 0
     scaled = [term_N * (alone_N * extra + 1.0) for term_N, extra in zip(terms, extras, strict=True)]
-    return read(base_N, dtype).to(torch.float32) + functools.reduce(torch.add, scaled)
+    return wide(read(base_N, dtype)) + functools.reduce(torch.add, scaled)
 
 
 def _above(x_N: Tensor, limit: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ def _ramplus_calls(group: Group) -> Iterator[Call]:
 
 
 def _epsilon(group: Group) -> Tensor:
-    """As the merge dtype holds it, for comparisons in that and in fp32 alike."""
-    return torch.tensor(group.job.value("epsilon"), dtype=torch.float32).to(group.dtype).to(torch.float32)
+    """As the merge dtype holds it, for comparisons in that and in its wide dtype alike."""
+    return wide(torch.tensor(group.job.value("epsilon"), dtype=wide_dtype(group.dtype)).to(group.dtype))
 
 
 RAM = Family(kernel=ram, calls=_ram_calls)

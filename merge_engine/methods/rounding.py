@@ -57,5 +57,15 @@ def read(x_N: Tensor, dtype: torch.dtype) -> Tensor:
     return x_N.to(dtype)
 
 
+def wide(x_N: Tensor) -> Tensor:
+    """``x_N`` in what the steps of a merge are computed in (`wide_dtype`)."""
+    return x_N if x_N.dtype == torch.float64 else x_N.to(torch.float32)
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the steps of a merge in ``dtype`` are computed in: fp32, or float64 for that itself."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _on_compiled_cpu(x_N: Tensor) -> bool:
     return torch.compiler.is_compiling() and x_N.device.type == "cpu"

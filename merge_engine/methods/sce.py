@@ -13,7 +13,7 @@ from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.masks import elected_sign, kept_from, share_of
-from merge_engine.methods.rounding import rounded
+from merge_engine.methods.rounding import rounded, wide, wide_dtype
 from merge_engine.methods.task_vectors import add_to_base, task_vector, weighted
 from merge_engine.methods.trimming import runs
 
@@ -37,7 +37,7 @@ def sce(
         spread_N = variance(deltas, dtype)
         selected_N = kept_from(torch.ones_like(spread_N), spread_N, threshold)
         deltas = [rounded(delta_N * selected_N, dtype) for delta_N in deltas]
-    sign_N = elected_sign(functools.reduce(torch.add, [delta_N.to(torch.float32) for delta_N in deltas]))
+    sign_N = elected_sign(functools.reduce(torch.add, [wide(delta_N) for delta_N in deltas]))
     agreeing = [
         torch.relu(weighted(delta_N, weight, dtype) * sign_N)
         for delta_N, weight in zip(deltas, weights, strict=True)
@@ -48,15 +48,15 @@ def sce(
 
 
 def variance(deltas: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The variance of each element over the models, as bfloat16 holds it for merges in that, else in fp32."""
-    wide = [delta_N.to(torch.float32) for delta_N in deltas]
-    mean_N = functools.reduce(torch.add, wide) / len(wide)
-    squares = [(delta_N - mean_N).square() for delta_N in wide]
-    return rounded(functools.reduce(torch.add, squares) / len(wide), variance_dtype(dtype))
+    """The variance of each element over the models, for merges in bfloat16 as that holds it."""
+    exact = [wide(delta_N) for delta_N in deltas]
+    mean_N = functools.reduce(torch.add, exact) / len(exact)
+    squares = [(delta_N - mean_N).square() for delta_N in exact]
+    return rounded(functools.reduce(torch.add, squares) / len(exact), variance_dtype(dtype))
 
 
 def variance_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    return torch.bfloat16 if dtype == torch.bfloat16 else wide_dtype(dtype)
 
 
 def energy_weights(energies: Sequence[float], elements: int, dtype: torch.dtype) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
-from merge_engine.methods.rounding import read
+from merge_engine.methods.rounding import read, wide
 
 COLLINEAR = (
     0.9995  # above this cosine the arc is so short that the chord is taken, as in the ecosystem's merges
@@ -26,8 +26,8 @@ def slerp(
 ) -> Tensor:
     """p_0 base + p_1 x, with the parts of base and source, scalars or one for each element."""
     (source_N,) = sources
-    from_base_N = read(base_N, dtype).to(torch.float32) * base_part
-    return from_base_N + read(source_N, dtype).to(torch.float32) * source_part
+    from_base_N = wide(read(base_N, dtype)) * base_part
+    return from_base_N + wide(read(source_N, dtype)) * source_part
 
 
 def slerp_parts(t: float, cosine: float) -> tuple[float, float]:

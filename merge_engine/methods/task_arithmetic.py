@@ -40,7 +40,7 @@ def _calls(group: Group) -> Iterator[Call]:
     job = group.job
     weights_M = rounded_weights(job.values("weight"), group.dtype)
     divisor = weights_M.sum() if job.flag("normalize") else None
-    arguments = (weights_M, divisor, factor_or_none(job.value("lambda")))
+    arguments = (weights_M, divisor, factor_or_none(job.value("lambda"), group.dtype))
     yield Call(start=0, stop=group.elements, arguments=arguments)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.masks import elected_sign, share_of
-from merge_engine.methods.rounding import read, rounded
+from merge_engine.methods.rounding import read, rounded, wide, wide_dtype
 
 
 def task_vector(source_N: Tensor, base_N: Tensor, dtype: torch.dtype) -> Tensor:
@@ -30,7 +30,7 @@ def add_to_base(
         mixed_N = rounded(mixed_N / rounded(divisor, dtype), dtype)
     if factor is not None:
         mixed_N = rounded(mixed_N * factor, dtype)
-    return read(base_N, dtype).to(torch.float32) + mixed_N
+    return wide(read(base_N, dtype)) + mixed_N
 
 
 def add_terms(
@@ -56,8 +56,8 @@ def add_terms(
 
 
 def weighted(delta_N: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """w * delta as the merge dtype holds it, in fp32 for sums."""
-    return rounded(delta_N * weight, dtype).to(torch.float32)
+    """w * delta as the merge dtype holds it, in its wide dtype for sums."""
+    return wide(rounded(delta_N * weight, dtype))
 
 
 def consensus(terms: Sequence[Tensor], weights_M: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
@@ -77,10 +77,10 @@ def consensus(terms: Sequence[Tensor], weights_M: Tensor, normalize: bool) -> tu
 
 
 def rounded_weights(weights: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Weights as the merge dtype holds them, shape (M,), fp32."""
-    return torch.tensor(weights, dtype=torch.float32).to(dtype).to(torch.float32)
+    """Weights as the merge dtype holds them, shape (M,), in its wide dtype."""
+    return wide(torch.tensor(weights, dtype=wide_dtype(dtype)).to(dtype))
 
 
-def factor_or_none(value: float) -> Tensor | None:
+def factor_or_none(value: float, dtype: torch.dtype) -> Tensor | None:
     """A scalar tensor, or None where multiplying changes nothing."""
-    return None if value == 1.0 else torch.tensor(value, dtype=torch.float32)
+    return None if value == 1.0 else torch.tensor(value, dtype=wide_dtype(dtype))

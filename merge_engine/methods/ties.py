@@ -55,7 +55,7 @@ def _calls(group: Group) -> Iterator[Call]:
     densities = job.values("density")
     kept = [[tensor.kept(m, density) for tensor in group.tensors] for m, density in enumerate(densities)]
     gains = _gains(group, densities) if job.flag("rescale") else None
-    rest = (gains, job.flag("normalize"), factor_or_none(job.value("lambda")))
+    rest = (gains, job.flag("normalize"), factor_or_none(job.value("lambda"), group.dtype))
     for start, stop, thresholds in runs(group, kept, group.dtype):
         yield Call(start=start, stop=stop, arguments=(weights_M, thresholds, *rest))
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from merge_engine.magnitudes import Kept
 from merge_engine.methods.family import Group
+from merge_engine.methods.rounding import wide_dtype
 
 _LEAST_SUM = 1e-7  # task vectors of less are not rescaled; as mergekit 0.1.5 behaves
-_INTEGERS = {2: torch.int16, 4: torch.int32}
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def runs(
@@ -51,7 +52,7 @@ def l1_gain(whole: float, kept: float, dtype: torch.dtype) -> float:
     """
     if kept < _LEAST_SUM:
         return 1.0
-    sums = torch.tensor([whole, kept], dtype=torch.float32)
+    sums = torch.tensor([whole, kept], dtype=wide_dtype(dtype))
     if whole <= torch.finfo(dtype).max:  # float16 ends at 65504
         sums = sums.to(dtype)
     return float((sums[0] / sums[1]).to(dtype))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from merge_engine.geometry import Along, of_elements
 from merge_engine.methods.family import GROUP_ELEMENTS, Call, Group, Inputs
+from merge_engine.methods.rounding import wide_dtype
 
 
 def vector_calls(group: Group, along: Along, numbers: Callable[[Inputs], Sequence[Tensor]]) -> Iterator[Call]:
@@ -19,7 +20,9 @@ def vector_calls(group: Group, along: Along, numbers: Callable[[Inputs], Sequenc
 
     Scalars for a single tensor that is one vector, otherwise one for each element, and the calls are short.
     """
-    of_tensors = [[number_L.to(torch.float32) for number_L in numbers(tensor)] for tensor in group.tensors]
+    of_tensors = [
+        [number_L.to(wide_dtype(group.dtype)) for number_L in numbers(tensor)] for tensor in group.tensors
+    ]
     if len(of_tensors) == 1 and all(len(number_L) == 1 for number_L in of_tensors[0]):
         scalars = tuple(number_L[0] for number_L in of_tensors[0])
         yield Call(start=0, stop=group.elements, arguments=scalars)

@@ -24,7 +24,7 @@ __all__ = [
     "recipe_data",
 ]
 
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def recipe_data(recipe: Recipe) -> dict[str, object]:

@@ -14,7 +14,7 @@ _CHUNK_ROWS = 4096  # of mixed rows, which are summed in fp32
 
 
 def gather(rows: RowMap, own: Tensor, donors: Sequence[Tensor]) -> Tensor:
-    """A new tensor of ``rows.rows`` rows: of the dtype of ``own``, or fp32 if only that holds the sums.
+    """A new tensor of ``rows.rows`` rows: of the dtype of ``own``, or one that holds the sums.
 
     ``own``: the model's tensor, its first dimension the rows. ``donors``: those of ``rows.donors``, of rows
     as long. Sums and means are formed in fp32.
@@ -23,7 +23,7 @@ def gather(rows: RowMap, own: Tensor, donors: Sequence[Tensor]) -> Tensor:
     result = own.index_select(0, own_R.clamp(min=0))
     is_wanted = rows.dtype is None or getattr(torch, rows.dtype) == own.dtype
     if (rows.mixes and not is_wanted) or any(donor.dtype != own.dtype for donor in donors):
-        result = result.float()
+        result = result.to(torch.promote_types(own.dtype, torch.float32))
     result[own_R == NOT_OWN] = 0
     _add_mixed(rows, donors, result)
     if rows.padding:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from merge_engine import groups, magnitudes, runner
 from merge_engine.engine import Engine
-from merge_engine.errors import PlanError
+from merge_engine.errors import CheckpointError, PlanError
 from merge_engine.methods import family
 from merge_engine.spec.methods import METHODS
 from merge_engine.spec.recipe import Recipe, parse_recipe
@@ -164,20 +164,39 @@ torch.save(dict(Engine(seed=5).stream(job)), {str(tmp_path / "out.pt")!r})
         assert same(torch.load(tmp_path / "out.pt"), merged(Engine(seed=5), job))
 
 
+def _with_integers(folder: Path, seed: int, first: int) -> str:
+    tensors = toy.random_tensors(toy.config(), seed)
+    integers = {"model.position_ids": torch.arange(5) + first, "model.steps": torch.tensor(100 + seed)}
+    return str(toy.save(folder, toy.config(), tensors | integers))
+
+
 def test_integer_tensors_are_copied_from_the_base(tmp_path: Path) -> None:
-    settings = toy.config()
-    folders = []
-    for seed, name in enumerate(("base", "a")):
-        tensors = toy.random_tensors(settings, seed)
-        tensors["model.position_ids"] = torch.arange(5) + seed
-        folders.append(str(toy.save(tmp_path / name, settings, tensors)))
-    assert merged(Engine(), recipe("task_arithmetic", folders))["model.position_ids"].tolist() == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
+    folders = [_with_integers(tmp_path / name, seed, 0) for seed, name in enumerate(("base", "a"))]
+    result = merged(Engine(), recipe("task_arithmetic", folders))
+    assert result["model.position_ids"].tolist() == [0, 1, 2, 3, 4]
+    assert int(result["model.steps"]) == 100
+
+
+def test_integers_that_differ_are_not_merged(tmp_path: Path) -> None:
+    folders = [_with_integers(tmp_path / name, seed, seed) for seed, name in enumerate(("base", "a"))]
+    with pytest.raises(
+        CheckpointError, match=r"the integers of tensor 'model\.position_ids' are not those of"
+    ):
+        merged(Engine(), recipe("task_arithmetic", folders))
+
+
+def test_numbers_of_one_byte_are_read_in_the_dtype_of_the_merge(tmp_path: Path) -> None:
+    tensors = toy.random_tensors(toy.config(), 1, dtype=torch.float8_e4m3fn)
+    short = str(toy.save(tmp_path / "short", toy.config(), tensors))
+    base, _ = toy.family(tmp_path / "family", sources="a")
+    half = {"weight": 0.5}
+    entries = [{"model": model, "parameters": half} for model in (short, base)]
+    data = {"merge_method": "linear", "models": entries, "dtype": "bfloat16"}
+    result = merged(Engine(compile="never"), parse_recipe(data))
+    plain = merged(Engine(), parse_recipe({"merge_method": "passthrough", "models": [{"model": base}]}))
+    for name, tensor in tensors.items():
+        exact = (tensor.float() + plain[name].float()) / 2
+        assert torch.equal(result[name], exact.bfloat16())
 
 
 def test_without_dtype_the_models_own_is_kept(tmp_path: Path) -> None:

@@ -302,3 +302,45 @@ def test_computed_tensors_need_not_be_in_all_models(tmp_path: Path) -> None:
     kept = {job.name: job for job in plan(linear(a, b)).jobs}[name]
     assert (kept.method, [ref.model for ref in kept.sources]) == ("passthrough", [a])
     assert name not in {job.name for job in plan(linear(b, a)).jobs}
+
+
+def test_models_of_several_dtypes_are_merged_in_one_that_holds_all(tmp_path: Path) -> None:
+    settings = toy.config()
+    stored = {"bf": torch.bfloat16, "half": torch.float16, "single": torch.float32}
+    models = {
+        name: str(toy.save(tmp_path / name, settings, toy.random_tensors(settings, 0, dtype=dtype)))
+        for name, dtype in stored.items()
+    }
+
+    def dtypes(*names: str, **more: str) -> set[tuple[str | None, str | None]]:
+        made = plan({**linear(*(models[name] for name in names)), **more})
+        return {(job.dtype, job.out_dtype) for job in made.jobs}
+
+    assert dtypes("bf") == {("bfloat16", "bfloat16")}
+    assert dtypes("bf", "half") == dtypes("half", "bf") == {("float32", "float32")}
+    assert dtypes("half", "single") == {("float32", "float32")}
+    assert dtypes("bf", "single", dtype="float16") == {("float16", "float16")}
+    assert dtypes("bf", "half", out_dtype="bfloat16") == {("float32", "bfloat16")}
+
+
+def _one_byte(folder: Path, **more: Any) -> str:
+    settings = toy.config(**more)
+    tensors = toy.random_tensors(settings, 0, dtype=torch.float8_e4m3fn)
+    return str(toy.save(folder, settings, tensors))
+
+
+def test_numbers_of_one_byte_are_merged_where_a_dtype_is_given(tmp_path: Path) -> None:
+    a, b = _one_byte(tmp_path / "a"), model(tmp_path, "b")
+    with pytest.raises(PlanError, match=r"stores it in one byte \(F8_E4M3\) \(say in which dtype to merge"):
+        plan(linear(b, a))
+    assert {job.dtype for job in plan({**linear(b, a), "dtype": "bfloat16"}).jobs} == {"bfloat16"}
+    copied = plan({"merge_method": "passthrough", "models": [{"model": a}]})
+    assert {job.dtype for job in copied.jobs} == {None}
+
+
+def test_quantised_models_are_only_copied(tmp_path: Path) -> None:
+    a = _one_byte(tmp_path / "a", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(PlanError, match="is quantised: its numbers cannot be merged"):
+        plan({**linear(model(tmp_path, "b"), a), "dtype": "bfloat16"})
+    copied = plan({"merge_method": "passthrough", "models": [{"model": a}], "dtype": "bfloat16"})
+    assert {job.dtype for job in copied.jobs} == {None}
