@@ -44,12 +44,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerEvent:
-    """Something that happened to a worker; ``detail`` is one line for people."""
+    """Something that happened to a worker; ``detail`` is one line for people. ``lost_s``: how long it had
+    been at a candidate that it did not finish.
+    """
 
     worker: str
     kind: WorkerEventKind
     at_s: float  # since the epoch
     detail: str
+    lost_s: float = 0.0
 
 
 class Fleet(Protocol):

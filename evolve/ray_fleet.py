@@ -309,7 +309,11 @@ class RayFleet:
             self._queue.appendleft(slot.job)
 
     def _tell_of(self, slot: Slot, kind: WorkerEventKind, detail: str) -> None:
-        self._events.append(WorkerEvent(worker=slot.name, kind=kind, at_s=time.time(), detail=detail))
+        now_s = time.time()
+        lost_s = 0.0 if slot.job is None else now_s - slot.started_s
+        self._events.append(
+            WorkerEvent(worker=slot.name, kind=kind, at_s=now_s, lost_s=lost_s, detail=detail)
+        )
 
     def _note(self, slot: Slot, stage: str, what: str, traceback: str | None) -> None:
         host = slot.node.host

@@ -94,11 +94,15 @@ class HoldoutRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
-    """When a worker came or went: nothing that a result depends on. ``detail`` is one line for people."""
+    """When a worker came or went: nothing that a result depends on. ``detail`` is one line for people.
+
+    ``lost_s``: how long it had been at a candidate that it did not finish.
+    """
 
     worker: str
     event: WorkerEventKind
     at_s: float  # since the epoch
+    lost_s: float
     detail: str
 
 

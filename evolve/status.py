@@ -86,6 +86,8 @@ def lines(status: Status) -> list[str]:
     left_s = _left_s(status)
     if left_s is not None:
         said.append(f"about {text.duration(left_s)} left")
+    if summary.evaluated:
+        said.append(f"workers' time: {text.idle_time(summary.work)}")
     if status.has_model:
         said.append("the winner is in final_model/")
     return said + text.failure_lines(summary)
@@ -96,4 +98,4 @@ def _left_s(status: Status) -> float | None:
     done = len(status.summary.evaluated)
     if not status.running or status.total is None or not done:
         return None
-    return status.summary.elapsed_s / done * max(0, status.total - done)
+    return status.summary.work.elapsed_s / done * max(0, status.total - done)

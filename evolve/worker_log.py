@@ -16,5 +16,11 @@ class WorkerLog(Observer):
 
     def on_worker(self, event: WorkerEvent) -> None:
         self._journal.append(
-            WorkerRecord(worker=event.worker, event=event.kind, at_s=event.at_s, detail=event.detail)
+            WorkerRecord(
+                worker=event.worker,
+                event=event.kind,
+                at_s=event.at_s,
+                lost_s=event.lost_s,
+                detail=event.detail,
+            )
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evolve.report.summary import ScoredCandidate, Summary, is_known, search_time, short_model
+from evolve.report.summary import ScoredCandidate, Summary, is_known, short_model
 from evolve.report.text import row_name
 from evolve.report.weights import Panel
 from evolve.statistics import HoldoutTable
@@ -230,43 +230,3 @@ def _write_numbers(axes: Axes, panel: Panel, edge: float) -> None:
         if np.isfinite(value):
             color = "white" if abs(value) > 0.6 * edge else INK
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7.5)
-
-
-def timeline(summary: Summary) -> Figure:
-    """When each worker was merging, in the model's forward passes, or at anything else; gaps are idle.
-
-    Pauses between sessions, in which nobody worked, are cut out.
-    """
-    measured = [record.measured for record in summary.evaluated]
-    workers = sorted({span.worker for span in measured})
-    place = search_time(measured)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for row, worker in enumerate(workers):
-            spans = [span for span in measured if span.worker == worker]
-            starts = [place(span.started_s) for span in spans]
-            merged = [start + span.merge_s for start, span in zip(starts, spans, strict=True)]
-            parts = (
-                ("other", "#c9d7e0", starts, [span.wall_s for span in spans]),
-                ("merging", ORANGE, starts, [span.merge_s for span in spans]),
-                ("forward passes", BLUE, merged, [span.forward_s for span in spans]),
-            )
-            for label, color, begin, length in parts:
-                bars = list(zip(begin, length, strict=True))
-                axes.broken_barh(
-                    bars, (row - 0.36, 0.72), color=color, lw=0, label=label if row == 0 else None
-                )
-            axes.vlines(starts, row - 0.36, row + 0.36, color="white", lw=0.5)
-        axes.set_yticks(range(len(workers)), [_busy_label(worker, summary) for worker in workers])
-        axes.grid(visible=False, axis="y")
-        axes.margins(x=0.01)
-        axes.set(title="What each worker was doing", xlabel="seconds of searching")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5)
-
-    return draw(11.0, 1.8 + 0.42 * len(workers), paint)
-
-
-def _busy_label(worker: str, summary: Summary) -> str:
-    busy_s = sum(r.measured.wall_s for r in summary.evaluated if r.measured.worker == worker)
-    return f"{worker}, busy {busy_s / summary.elapsed_s:.0%}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from evolve.report import figures, text
 from evolve.report.summary import Summary, display_name
+from evolve.report.timeline import timeline
 from evolve.report.weights import panels
 from evolve.stage_paths import StageState, current_stage
 
@@ -163,11 +164,16 @@ def _winner_section(summary: Summary) -> list[str]:
 def _workers_section(summary: Summary) -> list[str]:
     if not summary.evaluated:
         return []
-    return ["<h2>Workers</h2>", _picture(figures.timeline(summary), "What each worker was doing over time")]
+    work = summary.work
+    return [
+        "<h2>Workers</h2>",
+        _picture(timeline(work), "What each worker was doing over time"),
+        _note(f"Of the workers' time: {text.idle_time(work)}. Idle is a worker without a candidate."),
+    ]
 
 
 def _facts_section(summary: Summary) -> list[str]:
-    run = summary.run
+    run, work = summary.run, summary.work
     seconds = [record.measured.wall_s for record in summary.evaluated]
     facts: dict[str, Any] = {
         "candidates": f"{len(summary.evaluated)} scored, of which failed {len(summary.failures)}",
@@ -176,7 +182,8 @@ def _facts_section(summary: Summary) -> list[str]:
         "candidates in a generation": run.popsize,
         "seed": run.seed,
         "batch size": run.batch_size,
-        "searching time": text.duration(summary.elapsed_s),
+        "searching time": text.duration(work.elapsed_s),
+        "workers' time": text.idle_time(work),
         "seconds per candidate and worker": f"{sum(seconds) / len(seconds):.2f}" if seconds else "-",
         "started": run.started_at,
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(run.versions.items())),

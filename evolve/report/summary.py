@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from evolve.journal import JournalView
@@ -12,14 +11,14 @@ from evolve.records import (
     INITIAL_PREFIX,
     CandidateRecord,
     HoldoutRecord,
-    Measured,
     RunRecord,
+    WorkerRecord,
 )
+from evolve.report.worktime import WorkTime, work_time
 from evolve.statistics import SOURCE_PREFIX, HoldoutTable, holdout_table
 from fitness.results import Report
 
 _ONE_OF_MANY = ("final_model", "best_config.yaml")  # every storage path has one
-PAUSE_S = 60.0  # nobody at work for longer than this: the search was stopped in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +35,14 @@ class ScoredCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """``candidates`` by their number; ``holdout`` the latest record of each name: best, mean, baselines."""
+    """``candidates`` by their number; ``holdout`` the latest record of each name: best, mean, baselines;
+    ``events``: when workers came and went.
+    """
 
     run: RunRecord
     candidates: tuple[CandidateRecord, ...]
     holdout: tuple[HoldoutRecord, ...]
+    events: tuple[WorkerRecord, ...]
 
     @property
     def scored(self) -> tuple[ScoredCandidate, ...]:
@@ -85,10 +87,9 @@ class Summary:
         return holdout_table(self.holdout)
 
     @property
-    def elapsed_s(self) -> float:
-        """Time spent searching; pauses between sessions are not counted."""
-        spans = [record.measured for record in self.evaluated]
-        return search_time(spans)(max(span.started_s + span.wall_s for span in spans)) if spans else 0.0
+    def work(self) -> WorkTime:
+        """What workers did with their time."""
+        return work_time(self.evaluated, self.events)
 
 
 def summarise(view: JournalView) -> Summary:
@@ -97,6 +98,7 @@ def summarise(view: JournalView) -> Summary:
         run=view.run,
         candidates=tuple(sorted(view.candidates, key=lambda record: record.id)),
         holdout=tuple(sorted({record.name: record for record in view.holdout}.values(), key=_holdout_order)),
+        events=view.workers,
     )
 
 
@@ -107,22 +109,6 @@ def _holdout_order(record: HoldoutRecord) -> tuple[bool, bool, int]:
 def is_known(origin: str) -> bool:
     """Whether it was there before the search: a baseline, or a recipe that the search file names."""
     return origin.startswith((BASELINE_PREFIX, INITIAL_PREFIX))
-
-
-def search_time(spans: Sequence[Measured]) -> Callable[[float], float]:
-    """From a time since the epoch to seconds of searching, in which pauses, when nobody works, do not count.
-
-    ``spans`` are what workers did, at least one of them.
-    """
-    ordered = sorted(spans, key=lambda span: span.started_s)
-    first_s = ordered[0].started_s
-    offsets = [(first_s, first_s)]  # from when on, how much to take off
-    end_s = first_s
-    for span in ordered:
-        if span.started_s - end_s > PAUSE_S:
-            offsets.append((span.started_s, offsets[-1][1] + span.started_s - end_s))
-        end_s = max(end_s, span.started_s + span.wall_s)
-    return lambda time_s: time_s - max(offset for begin_s, offset in offsets if begin_s <= time_s)
 
 
 def display_name(origin: str) -> str:

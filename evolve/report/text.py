@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from evolve.report.worktime import WorkTime
     from evolve.stage_paths import StageState
 
 
@@ -126,6 +127,12 @@ def failure_lines(summary: Summary) -> list[str]:
             text = f"{record.outcome.stage}: {record.outcome.reason}"
             reasons[text] = reasons.get(text, 0) + 1
     return [f"{count} failed, {reason}" for reason, count in reasons.items()]
+
+
+def idle_time(work: WorkTime) -> str:
+    """``2.1 % idle``, ``2.1 % idle, 0.4 % lost with workers that died``."""
+    lost = f", {work.lost_share:.1%} lost with workers that died" if work.lost_share else ""
+    return f"{work.idle_share:.1%} idle{lost}".replace("%", " %")
 
 
 def duration(seconds: float) -> str:

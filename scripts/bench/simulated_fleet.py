@@ -130,6 +130,7 @@ class SimulatedFleet:
         self._agenda: list[tuple[float, int, int, _Act, _Place]] = []
         self._serial = itertools.count()
         for place in self._places:
+            self._tell_of(place, "started", 0.0)
             self._begin_life(place, 0.0)
 
     @property
@@ -219,7 +220,8 @@ class SimulatedFleet:
             self._plan(time_s + life_s, self._die, place)
 
     def _die(self, place: _Place, time_s: float) -> None:
-        self._tell_of(place, "died", time_s)
+        at_work_s = 0.0 if place.job is None else max(0.0, time_s - place.since_s)
+        self._tell_of(place, "died", time_s, lost_s=at_work_s)
         if place.job is None:
             self._free.remove(place)
         else:
@@ -253,8 +255,10 @@ class SimulatedFleet:
         begin_s = min(place.since_s, end_s)
         self.spans.append(Span(worker=place.number, kind=kind, begin_s=begin_s, end_s=end_s))
 
-    def _tell_of(self, place: _Place, kind: WorkerEventKind, time_s: float) -> None:
-        self._events.append(WorkerEvent(worker=place.name, kind=kind, at_s=time_s, detail="as simulated"))
+    def _tell_of(self, place: _Place, kind: WorkerEventKind, time_s: float, lost_s: float = 0.0) -> None:
+        self._events.append(
+            WorkerEvent(worker=place.name, kind=kind, at_s=time_s, lost_s=lost_s, detail="as simulated")
+        )
 
     def _hand_over(self, place: _Place, job: Job, outcome: Outcome, time_s: float) -> None:
         wall_s = time_s - place.since_s

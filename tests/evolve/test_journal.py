@@ -63,7 +63,7 @@ REFUSED = replace(
     SCORED, id=3, index=3, origin="sample", recipe={}, outcome=Failed(reason="no layers", stage="decode")
 )
 WORKER = WorkerRecord(
-    worker="worker-0", event="died", at_s=0.5, detail="its process died on a; it is replaced"
+    worker="worker-0", event="died", at_s=0.5, lost_s=0.25, detail="its process died on a; it is replaced"
 )
 HOLDOUT = HoldoutRecord(name="best", candidate_id=0, outcome=Scored(report=REPORT), measured=MEASURED)
 

@@ -27,6 +27,7 @@ def test_a_finished_search_shows_its_best_and_the_held_out_table(tmp_path: Path)
     assert "not running; 40 of 80 candidates done, 1 failed" in text
     assert "1 failed, merge: weights are not finite" in text
     assert "best 2.3000 (candidate 39, sample); best source 1.1000 (source math)" in text
+    assert "workers' time: 12.8 % idle" in text  # 1.3 s of work every 1.5 s
     assert "Held-out items" in text
     assert "source math" in text
 
