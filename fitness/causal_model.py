@@ -16,6 +16,10 @@ from torch import Tensor
 from fitness.errors import ModelError, OutOfMemory
 from fitness.model_folder import end_ids
 
+# What transformers' caches are passed as. A model that keeps something of its own reads everything again for
+# each token: RWKV's own state mixes the rows of a batch (transformers 5.19).
+_CACHES = frozenset({"past_key_values", "cache_params"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTraits:
@@ -108,6 +112,7 @@ class CausalModel:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=most,
                 do_sample=False,
+                use_cache=not _CACHES.isdisjoint(self.traits.accepts),
                 logits_processor=LogitsProcessorList([_refuse_nan]),
                 stopping_criteria=StoppingCriteriaList(
                     [lambda tokens, _: torch.tensor(take(tokens[:, -1]), device=tokens.device)]

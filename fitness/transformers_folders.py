@@ -113,7 +113,7 @@ def _load(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # of any kind: torn files, unknown settings, no memory
         raise ModelError(f"transformers cannot load {_what(folder, bits)}: {error}") from error
     bad = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if bad:
