@@ -5,6 +5,7 @@ Light to import: what it needs is imported in the worker.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -124,9 +125,19 @@ class MergeEvaluator:
                 settings,
                 dtype=self._spec.dtype,
                 memory_bytes=share_bytes(self._context),
+                merge_bytes=self._merge_bytes(),
                 pads=self._spec.layouts is not None,
                 trust_remote_code=self._spec.trust_remote_code,
             )
+
+    def _merge_bytes(self) -> int:
+        """What merging takes on a GPU: a tensor of every source, and the result, in fp32. On a CPU next to
+        nothing: sources are mapped files, and kernels work in pieces.
+        """
+        if self._context.device != "cuda":
+            return 0
+        jobs = self._engine.plan(parse_recipe(self._spec.probe)).jobs
+        return max(4 * math.prod(job.shape) * (len(job.sources) + 1) for job in jobs)
 
 
 def _memory_bytes(device: str) -> int:

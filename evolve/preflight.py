@@ -29,6 +29,7 @@ from fitness import quantisation
 from fitness.suite import DEFAULT_METRIC, SuiteSpec, TaskSpec
 from fitness.task_index import check_suite
 from fitness.vllm_settings import VllmSettings
+from fitness.vllm_support import WAY_OUT, quantisation_refusal
 from genome.benchmarks import benchmark_problems
 from genome.build import build_space
 from genome.errors import SearchFileError
@@ -105,7 +106,7 @@ def inspect(
     if not options.allow_benchmarks:
         problems += benchmark_problems(search_file)
     problems += _chat_template_problems(search_file, headers)
-    problems += _vllm_problems(search_file) if options.vllm else ()
+    problems += _vllm_problems(search_file, headers) if options.vllm else ()
     recipes = read_initial(search_file.initial, headers, problems, allow_crimes=options.allow_crimes)
     space = None if problems else _space(search_file, headers, problems, options)
     if space is None:
@@ -253,11 +254,14 @@ def _option_problems(options: SearchOptions) -> Iterator[Problem]:
         yield Problem(f"--load-in-{options.bits}bit", what, "pip install 'mergevolve[quantized]'")
 
 
-def _vllm_problems(search_file: SearchFile) -> Iterator[Problem]:
+def _vllm_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
     try:
         vllm_settings(search_file.vllm)
     except ValueError as error:
         yield Problem("vllm.engine", str(error), "take them out")
+    for name, header in headers.items():
+        if refusal := quantisation_refusal(header.config):
+            yield Problem("--vllm", f"{name}: {refusal}", WAY_OUT)
 
 
 def _task_problems(named: Sequence[tuple[str, TaskSpec]], options: SearchOptions) -> Iterator[Problem]:

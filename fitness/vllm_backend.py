@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from fitness.backend import Split
-from fitness.batching import ModelFacts
 from fitness.encoding import Encoder
 from fitness.errors import ModelError
 from fitness.generation import StopWords
@@ -17,15 +19,13 @@ from fitness.results import Report
 from fitness.suite import SuiteSpec
 from fitness.suite_tasks import SuiteTasks, generations, responses, windows
 from fitness.vllm_check import check_reload
-from fitness.vllm_engine import VllmEngine
+from fitness.vllm_engine import VllmEngine, checkpoint_shapes
+from fitness.vllm_memory import Need, check_gpu, cpu_cache_bytes
 from fitness.vllm_settings import VllmSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fitness.vllm_support import WAY_OUT, quantisation_refusal
 
 # vLLM takes the last token of a scored text as part of the prompt, and answers with one more.
 _ASIDE_TOKENS = 2
-_CACHE_BLOCK_TOKENS = 128  # vLLM's on a CPU, the largest that it uses by default
 
 
 class VllmBackend:
@@ -34,13 +34,14 @@ class VllmBackend:
     Args:
         folder: a model folder: config, tokenizer, and the safetensors files that the engine starts from.
         dtype: of the weights, as a checkpoint names it ("bfloat16").
-        memory_bytes: without a GPU, what keys and values may take at most; None takes what the suite needs.
+        memory_bytes: without a GPU, what the engine and its merges may take; None takes what the suite needs.
+        merge_bytes: what a merge holds on the device, beside the weights that it hands over.
         pads: candidates may have fewer layers than the folder's model; the rest are identities then.
 
     Texts that fill the context are cut two tokens shorter than with transformers.
 
     Raises:
-        ModelError: the engine cannot be built, or does not take weights as it should.
+        ModelError: the engine cannot be built, does not fit, or does not take weights as it should.
         SuiteError: tasks cannot be built for the model.
     """
 
@@ -52,11 +53,14 @@ class VllmBackend:
         *,
         dtype: str,
         memory_bytes: int | None = None,
+        merge_bytes: int = 0,
         pads: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         dtype = settings.dtype or dtype
         config = load_config(folder, trust_remote_code)
+        if refusal := quantisation_refusal(config.to_dict()):
+            raise ModelError(f"{folder}: {refusal}; {WAY_OUT}")
         tokenizer = load_tokenizer(folder, trust_remote_code)
         context = context_tokens(config, tokenizer)
         limit = min(context, settings.max_model_len or context)
@@ -65,6 +69,14 @@ class VllmBackend:
         longest = max(map(longest_tokens, asked))
         self._stopping = StopWords(tokenizer, (request.stops for request in generations(asked)))
         self._settings = settings
+        need = Need.of(
+            checkpoint_shapes(folder),
+            config.to_dict(),
+            settings,
+            weight_bytes=getattr(torch, dtype).itemsize,
+            longest_tokens=longest,
+            merge_bytes=merge_bytes,
+        )
         self._engine = VllmEngine(
             folder,
             settings,
@@ -72,10 +84,10 @@ class VllmBackend:
             longest_tokens=longest,
             end_ids=end_ids(folder, config),
             pads=pads,
-            cache_bytes=_cache_bytes(config, dtype, longest, settings.max_num_seqs, memory_bytes),
+            cache_bytes=_cache_bytes(need, settings, memory_bytes),
             trust_remote_code=trust_remote_code,
         )
-        check_reload(self._engine, folder, len(tokenizer))
+        check_reload(self._engine, folder, architecture=_architecture(config), vocab_size=len(tokenizer))
         self._loaded = False
 
     @property
@@ -117,15 +129,14 @@ class VllmBackend:
         return self._tasks.report(split, responses(requests, texts, likelihoods))
 
 
-def _cache_bytes(
-    config: Any, dtype: str, longest: int, sequences: int, memory_bytes: int | None
-) -> int | None:
-    """What keys and values take when every sequence is as long as the longest; None on a GPU."""
-    import torch
+def _cache_bytes(need: Need, settings: VllmSettings, memory_bytes: int | None) -> int | None:
+    """What keys and values may take; None leaves it to vLLM, which fills its share of a GPU."""
+    if not torch.cuda.is_available():
+        return cpu_cache_bytes(need, settings, memory_bytes)
+    check_gpu(need, settings, torch.cuda.get_device_properties(0).total_memory)
+    return None
 
-    if torch.cuda.is_available():
-        return None
-    facts = ModelFacts.from_config(config.to_dict(), weight_bytes=getattr(torch, dtype).itemsize)
-    tokens = -(-(longest + 1) // _CACHE_BLOCK_TOKENS) * _CACHE_BLOCK_TOKENS
-    needed = 2 * facts.layers * facts.kv_size * facts.weight_bytes * tokens * (sequences + 1)
-    return needed if memory_bytes is None else min(needed, memory_bytes)
+
+def _architecture(config: Any) -> str:
+    """What messages call the model's kind."""
+    return ", ".join(getattr(config, "architectures", None) or [str(config.model_type)])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fitness.errors import ModelError
 from fitness.requests import Continuation, Generation
 from fitness.vllm_engine import StoredTensors, VllmEngine
+from fitness.vllm_support import WAY_OUT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ _PROMPT_TOKENS = 12
 _NEW_TOKENS = 8
 
 
-def check_reload(engine: VllmEngine, folder: Path, vocab_size: int) -> None:
+def check_reload(engine: VllmEngine, folder: Path, *, architecture: str, vocab_size: int) -> None:
     """Reload the start weights: answers must stay; load zeros in between: answers must change.
 
     Raises:
@@ -30,13 +31,13 @@ def check_reload(engine: VllmEngine, folder: Path, vocab_size: int) -> None:
     blank = _answers(engine, vocab_size)
     engine.load(StoredTensors(folder))
     after = _answers(engine, vocab_size)
-    way_out = "score this model with --on-disk, or without --vllm"
+    model = f"{folder} ({architecture})"
     if blank == before:
-        raise ModelError(f"vLLM keeps the weights of {folder} when it is given others; {way_out}")
+        raise ModelError(f"vLLM keeps the weights of {model} when it is given others: {WAY_OUT}")
     if after != before:
         raise ModelError(
-            f"vLLM does not answer as before when it is given the weights of {folder} again: reloading this "
-            f"architecture is not safe; {way_out}"
+            f"vLLM does not answer as before when it is given the weights of {model} again: reloading this "
+            f"architecture is not safe: {WAY_OUT}"
         )
 
 

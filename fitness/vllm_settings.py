@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 # What the backend decides itself: naming one of these in `engine` would break a promise of the search.
@@ -18,6 +18,9 @@ RESERVED = frozenset(
         "max_logprobs",
         "trust_remote_code",
         "worker_extension_cls",
+        "distributed_executor_backend",
+        "pipeline_parallel_size",
+        "data_parallel_size",
     }
 )
 
@@ -33,9 +36,9 @@ class VllmSettings:
         model's context length.
     ``gpu_memory_utilization``
         share of a GPU that the engine takes for weights and cache. What is left is for the merge, which needs
-        some copies of the largest tensor of each source.
+        some copies of the largest tensor of each source (`fitness.vllm_memory`).
     ``tensor_parallel_size``
-        GPUs of one engine.
+        GPUs of one engine, all of one machine; without GPUs, processes.
     ``max_num_seqs``
         sequences that run at the same time.
     ``enforce_eager``
@@ -56,6 +59,9 @@ class VllmSettings:
         taken = sorted(RESERVED & set(self.engine))
         if taken:
             raise ValueError(f"vllm settings that the search decides itself: {', '.join(taken)}")
+        doubled = sorted({each.name for each in fields(self)} & set(self.engine))
+        if doubled:
+            raise ValueError(f"set outside vllm.engine: {', '.join(f'vllm.{name}' for name in doubled)}")
         if not 0 < self.gpu_memory_utilization < 1:
             raise ValueError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; it lies between 0 and 1"

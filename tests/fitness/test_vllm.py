@@ -15,7 +15,6 @@ import pytest
 
 from fitness.suite import SuiteSpec
 from fitness.transformers_backend import TransformersBackend
-from fitness.vllm_settings import VllmSettings
 from tests.fitness.conftest import save_tiny_llama
 
 _ROOT = Path(__file__).parents[2]
@@ -103,10 +102,3 @@ def test_streams_that_do_not_fit_are_refused_and_the_engine_takes_the_next(found
     assert "model.norm.weight: shape (63,), expected (64,)" in cut
     assert torn == "RuntimeError: the merge broke"
     assert found["unloaded"] == "ModelError: no weights are loaded"
-
-
-def test_settings_that_the_search_decides_are_refused() -> None:
-    with pytest.raises(ValueError, match="decides itself: model, seed"):
-        VllmSettings(engine={"seed": 3, "model": "x"})
-    with pytest.raises(ValueError, match=r"gpu_memory_utilization is 1.5"):
-        VllmSettings(gpu_memory_utilization=1.5)
