@@ -78,8 +78,10 @@ class Attack:
         return os.mkdir, (str(self._trace),)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(folder: Path) -> None:
-    torch.save({"w": torch.zeros(2), "x": Attack(folder / "trace")}, folder / PICKLED)
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_pickle_with_code_is_refused_and_not_run(new_format: bool, folder: Path) -> None:
+    content = {"w": torch.zeros(2), "x": Attack(folder / "trace")}
+    torch.save(content, folder / PICKLED, _use_new_zipfile_serialization=new_format)
     with pytest.raises(
         CheckpointError, match=r"holds more than tensors, which could run code; it is not load"
     ):
@@ -103,14 +105,31 @@ def test_what_is_no_state_dict_is_refused(folder: Path, content: object, message
         open_header(folder)
 
 
-def test_old_and_damaged_files_are_refused(folder: Path) -> None:
-    saved = {"w": torch.zeros(64, 64)}
+def test_files_of_before_pytorch_1_6_hold_what_was_saved(folder: Path) -> None:
+    """Storages that look alike, that are shared, that are empty, and of any dtype."""
+    whole = torch.arange(12.0).view(3, 4)
+    saved = {
+        "whole": whole,
+        "last": whole[1:],
+        "other": whole + 1,
+        "same": whole.clone(),
+        "half": torch.nn.Parameter(torch.ones(7).bfloat16()),
+        "one": torch.ones(14, dtype=torch.int8),
+        "none": torch.zeros(0, 4),
+        "nothing": torch.zeros(0),
+    }
     torch.save(saved, folder / PICKLED, _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match="cannot be read in place"):
-        open_header(folder)
-    torch.save(saved, folder / PICKLED)
+    found = tensors(folder)
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in saved.items())
+    assert found["half"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_damaged_files_are_refused(new_format: bool, folder: Path) -> None:
+    torch.save({"w": torch.zeros(64, 64)}, folder / PICKLED, _use_new_zipfile_serialization=new_format)
     whole = (folder / PICKLED).read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"\x80\x02}q\x00.", bytes(1000)):
+    for damaged in (whole[: len(whole) // 2], whole[:-8], b"", b"\x80\x02}q\x00.", bytes(1000)):
         (folder / PICKLED).write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
             open_header(folder)
