@@ -40,6 +40,7 @@ LIGHT_MODULES = [
     "fitness.suite",
     "fitness.task_index",
     "fitness.vllm_settings",
+    "fitness.vllm_support",
     "evolve.cli",
     "evolve.explain",
     "evolve.layouts",
