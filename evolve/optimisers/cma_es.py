@@ -137,11 +137,12 @@ class CmaEs:
         return _Place(told=told, unbounded=None if asked is None else asked["geno"])
 
     def _remind(self, place: _Place) -> None:
-        """pycma remembers the few hundred points that were asked last; one that it does not know it would
-        take for a foreign one, and clip.
+        """pycma clips points that it drew before its last tell, as if they came from elsewhere, and forgets
+        all but some hundreds. They come from nearly the same distribution, and count fully (docs/log.md).
         """
         archive = self._strategy.sent_solutions
-        if place.unbounded is not None and place.told not in archive:
+        if place.unbounded is not None:
+            archive.pop(place.told, None)
             archive.insert(place.told, geno=place.unbounded, iteration=self._strategy.countiter)
 
     def _new_strategy(self, settings: OptimiserSettings, start: Vector) -> Any:

@@ -364,6 +364,76 @@ def test_failures_and_parts_of_generations_are_taken_whatever_the_kinds(
     assert np.all(optimiser.std() >= 0)
 
 
+def state(optimiser: Optimiser) -> tuple[list[bytes], float]:
+    vectors = [optimiser.mean(), optimiser.std(), *optimiser.ask()]
+    return [vector.tobytes() for vector in vectors], optimiser.sigma()
+
+
+@pytest.mark.parametrize("make_problem", PROBLEMS)
+def test_what_was_asked_and_never_told_changes_nothing(make_problem: Callable[[], Problem]) -> None:
+    given = make_problem()
+    settings = OptimiserSettings(seed=1, popsize=12)
+    once, often = (make_optimiser(settings, given.box, given.start) for _ in range(2))
+
+    def tell(points: Sequence[Vector], same: Sequence[Vector]) -> None:
+        assert np.array_equal(points, same)
+        costs = [given.cost(point) for point in points]
+        once.tell(zip(points, costs, strict=True))
+        often.tell(zip(same, costs, strict=True))
+
+    for _ in range(3):
+        now, late = (once.ask(), often.ask()), (once.ask(), often.ask())
+        more = [often.ask() for _ in range(40)]  # pycma forgets those that were asked before
+        assert not np.array_equal(more[0], more[1])
+        assert not np.array_equal(more[0], now[0])
+        tell(*now)
+        once.ask(), often.ask()
+        tell(*late)
+    assert state(once) == state(often)
+
+
+@pytest.mark.parametrize("make_problem", PROBLEMS)
+def test_points_older_than_the_latest_tell_are_learnt_from(make_problem: Callable[[], Problem]) -> None:
+    given = make_problem()
+    settings = OptimiserSettings(seed=1, popsize=12)
+    plain, late = (make_optimiser(settings, given.box, given.start) for _ in range(2))
+    for optimiser in (plain, late):
+        first = optimiser.ask()
+        old = optimiser.ask()
+        optimiser.tell([(point, given.cost(point)) for point in first])
+        fresh = optimiser.ask()
+        told = fresh if optimiser is plain else [*fresh[6:], *old[6:]]
+        optimiser.tell([(point, given.cost(point)) for point in told])
+    assert state(plain) != state(late)
+    assert np.all(np.isfinite(late.mean()))
+
+
+def test_a_late_point_counts_for_what_it_is() -> None:
+    """It is not clipped, as a foreign one is: the mean goes to where the best late points lie."""
+    optimiser = make(popsize=8)
+    late = [optimiser.ask() for _ in range(30)][-1]
+    for _ in range(2):
+        step(optimiser)
+    optimiser.ask()
+    ranked = sorted(late, key=distance)
+    optimiser.tell([(point, distance(point)) for point in late])
+    weights = np.log(4.5) - np.log(np.arange(1, 5))
+    expected = np.average(ranked[:4], axis=0, weights=weights)
+    assert np.linalg.norm(optimiser.mean() - expected) < 0.2 * np.linalg.norm(ranked[0] - ranked[3])
+
+
+def test_equal_points_are_told_apart_and_each_but_once() -> None:
+    given = problem(["integer"] * 2, [2.0, 2.0], lambda point: float(point.sum()))
+    optimiser = make_optimiser(OptimiserSettings(seed=1, popsize=8), given.box, given.start)
+    points = optimiser.ask()
+    assert len({point.tobytes() for point in points}) < 8
+    optimiser.tell([(point, given.cost(point)) for point in reversed(points)])
+    with pytest.raises(ValueError, match=r"only the very arrays that were asked .* and those once"):
+        optimiser.tell([(points[0], 1.0)])
+    with pytest.raises(ValueError, match="only the very arrays"):
+        optimiser.tell([(points[0].copy(), 1.0)])
+
+
 def test_many_switches_stay_near_the_start_at_first_and_few_do_not() -> None:
     def first(count: int) -> Vector:
         given = problem(["categorical"] * count, [1.0] * count, lambda point: 0.0)
