@@ -57,6 +57,7 @@ class AsyncScheduler:
         self._draws = Draws(optimiser, [(record.generation, record.index) for record in self._kept])
         self._arrived: list[tuple[Draw, CandidateRecord]] = []  # since the last tell
         self._in_flight: dict[bytes, _InFlight] = {}  # by the digests of their recipes
+        self._waiting = 0  # copies of those in flight
         ended = [record.id for record in session.journal.view.candidates if record.origin == MEAN]
         self._numbers = itertools.count(max(ended, default=-1) + 1)
 
@@ -71,8 +72,7 @@ class AsyncScheduler:
             if stop is not None and not self._in_flight:
                 self._end()
                 return stop
-            for done in wait_for_jobs(session.fleet, session.observers):
-                self._take(done)
+            self._take(wait_for_jobs(session.fleet, session.observers))
 
     def _replay(self) -> None:
         """Do again all that was done when the journal's lines were written, in their order."""
@@ -103,9 +103,8 @@ class AsyncScheduler:
         return self._session.limits.reason(places_left) or self._optimiser.stopped()
 
     def _has_room(self) -> bool:
-        waiting = sum(len(each.copies) for each in self._in_flight.values())
         # Where hardly anything new is left, a free worker is no reason to draw the same for ever.
-        return len(self._in_flight) < self._session.fleet.capacity and waiting < self._draws.size
+        return len(self._in_flight) < self._session.fleet.capacity and self._waiting < self._draws.size
 
     def _start(self, draw: Draw) -> None:
         """Send a point to a worker, unless its outcome is there already or on its way."""
@@ -118,6 +117,7 @@ class AsyncScheduler:
             self._arrive(draw, session.scribe.copied(proposal, original))
         elif (twin := self._in_flight.get(recipe_digest(draft.recipe))) is not None:
             twin.copies.append((draw, proposal))
+            self._waiting += 1
         else:
             self._in_flight[recipe_digest(draft.recipe)] = _InFlight(draw=draw, proposal=proposal)
             session.fleet.submit(Job(id=proposal.id, recipe=draft.recipe, split="search"))
@@ -126,14 +126,17 @@ class AsyncScheduler:
         """The next that no candidate has; numbers that were lost in flight are given again."""
         return next(number for number in self._numbers if number not in self._session.ledger.records)
 
-    def _take(self, done: Done) -> None:
-        """A worker has finished: write it down, and what waited for it."""
+    def _take(self, finished: Sequence[Done]) -> None:
+        """Workers have finished: write it down, and what waited for it, in the order of arrival."""
         scribe = self._session.scribe
-        ended = self._in_flight.pop(recipe_digest(done.job.recipe))
-        original = scribe.scored(ended.proposal, done)
-        self._arrive(ended.draw, original)
-        for draw, proposal in ended.copies:
-            self._arrive(draw, scribe.copied(proposal, original))
+        ended = [self._in_flight.pop(recipe_digest(done.job.recipe)) for done in finished]
+        originals = scribe.scored([(each.proposal, done) for each, done in zip(ended, finished, strict=True)])
+        for each, original in zip(ended, originals, strict=True):
+            self._arrive(each.draw, original)
+        for each, original in zip(ended, originals, strict=True):
+            self._waiting -= len(each.copies)
+            for draw, proposal in each.copies:
+                self._arrive(draw, scribe.copied(proposal, original))
 
     def _arrive(self, draw: Draw, record: CandidateRecord) -> None:
         told = self._learn(draw, record)

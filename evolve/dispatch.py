@@ -18,10 +18,10 @@ def run_jobs(
     interrupt: Interrupt,
     observers: Sequence[Observer],
     *,
-    on_done: Callable[[Done], None],
+    on_done: Callable[[list[Done]], None],
     may_start: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Run ``jobs``, each with a call of ``on_done`` when it is finished, in any order.
+    """Run ``jobs``, in any order; ``on_done`` is called with those that have finished since its last call.
 
     When ``may_start`` says no, no more are started and those in flight are waited for; on an interruption
     they are dropped.
@@ -43,8 +43,8 @@ def run_jobs(
         finished = wait_for_jobs(fleet, observers)
         running -= len(finished)
         fill()  # before `on_done` writes to the slow disk: no worker should wait for that
-        for done in finished:
-            on_done(done)
+        if finished:
+            on_done(finished)
 
 
 def wait_for_jobs(fleet: Fleet, observers: Sequence[Observer]) -> list[Done]:

@@ -11,11 +11,11 @@ from typing import Any
 from evolve import __version__
 from evolve.dispatch import run_jobs
 from evolve.errors import EvolveError, StorageError
-from evolve.fleet import Fleet, Job
+from evolve.fleet import Done, Fleet, Job
 from evolve.interrupt import Interrupt
 from evolve.ledger import choose_winner
 from evolve.observer import Observer
-from evolve.outcome import Outcome, Scored
+from evolve.outcome import Scored
 from evolve.records import CandidateRecord, RunRecord
 from evolve.report.summary import Summary, display_name
 from evolve.report.text import estimate
@@ -212,15 +212,16 @@ def rescore(folder: Path, expected: Report, fleet: Fleet) -> str | None:
     Returns:
         what differs, in one sentence; None where every item is identical.
     """
-    found: list[Outcome] = []
+    found: list[Done] = []
     job = Job(id=0, recipe=passthrough(folder), split="search")
     with Interrupt() as interrupt:
-        run_jobs([job], fleet, interrupt, (), on_done=lambda done: found.append(done.evaluation.outcome))
+        run_jobs([job], fleet, interrupt, (), on_done=found.extend)
     if not found:
         return "scoring it from disk was interrupted"
-    if not isinstance(found[0], Scored):
-        return f"scoring it from disk failed: {found[0].reason}"
-    differences = differing_items(expected, found[0].report)
+    outcome = found[0].evaluation.outcome
+    if not isinstance(outcome, Scored):
+        return f"scoring it from disk failed: {outcome.reason}"
+    differences = differing_items(expected, outcome.report)
     if not differences:
         return None
     listed = ", ".join(f"{count} items of {task}" for task, count in differences.items())

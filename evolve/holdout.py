@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -63,8 +64,8 @@ def run_holdout(
         known[row.name, row.candidate.id] = record
         journal.append(record)
 
-    def on_done(done: Done) -> None:
-        for row in rows:
+    def on_done(finished: Sequence[Done]) -> None:
+        for done, row in itertools.product(finished, rows):
             if row.candidate.id == done.job.id:
                 outcome = done.evaluation.outcome
                 keep(row, HoldoutRecord(

@@ -82,19 +82,19 @@ class Journal:
             os.truncate(path, whole_bytes)
         return cls(path, view)
 
-    def append(self, record: CandidateRecord | HoldoutRecord | WorkerRecord) -> None:
-        """Put one record on disk; on return it survives a power cut, unless it is about a worker: nothing
+    def append(self, *records: CandidateRecord | HoldoutRecord | WorkerRecord) -> None:
+        """Put records on disk; on return they survive a power cut, unless they are about workers: nothing
         hangs on that, and a thousand of them start at once.
 
         Raises:
             JournalError: the disk refuses it; the journal is as it was before.
         """
-        data = _to_line(record)
+        data = b"".join(map(_to_line, records))
         try:
             written = os.write(self._descriptor, data)
             if written < len(data):  # the disk filled up half-way: the next write says why
                 os.write(self._descriptor, data[written:])
-            if not isinstance(record, WorkerRecord):
+            if not all(isinstance(record, WorkerRecord) for record in records):
                 os.fsync(self._descriptor)
         except OSError as error:
             os.ftruncate(self._descriptor, self._size_bytes)

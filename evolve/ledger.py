@@ -45,16 +45,17 @@ class Ledger:
         found = (mean for mean in self._means if (mean.generation, mean.index, mean.recipe) == place)
         return next(found, None)
 
-    def write(self, record: CandidateRecord) -> None:
-        """Put an outcome on disk.
+    def write(self, records: Sequence[CandidateRecord]) -> None:
+        """Put outcomes on disk, all in one go: waiting for the disk is what a candidate costs most.
 
         Raises:
             JournalError: the disk refuses it.
         """
-        self._journal.append(record)
-        self._take(record)
-        if record.origin != MEAN and isinstance(record.outcome, Scored):
-            self.best = choose_winner([record] if self.best is None else [self.best, record])
+        self._journal.append(*records)
+        for record in records:
+            self._take(record)
+            if record.origin != MEAN and isinstance(record.outcome, Scored):
+                self.best = choose_winner([record] if self.best is None else [self.best, record])
 
     def _take(self, record: CandidateRecord) -> None:
         self.records[record.id] = record

@@ -80,8 +80,8 @@ class Scoring:
         """Score every recipe once; the others take over the outcomes, unless their originals got none."""
         originals = {proposal.id: proposal for proposal in proposals if proposal.copied_from is None}
 
-        def on_done(done: Done) -> None:
-            self._session.scribe.scored(originals[done.job.id], done)
+        def on_done(finished: Sequence[Done]) -> None:
+            self._session.scribe.scored([(originals[done.job.id], done) for done in finished])
 
         run_jobs(
             [

@@ -48,39 +48,48 @@ class Scribe:
         self._observers = observers
         self._failures = FailureWatch(identical_failures)
 
-    def scored(self, proposal: Proposal, done: Done) -> CandidateRecord:
-        """What a worker found, be it a failure.
+    def scored(self, finished: Sequence[tuple[Proposal, Done]]) -> list[CandidateRecord]:
+        """What workers found, be it failures.
 
         Raises:
             RepeatedFailureError: too many in a row failed for the same reason.
         """
-        record = self._write(proposal, done.evaluation.outcome, done.measured)
-        self._failures.note(record.outcome)
-        return record
+        records = [_record(proposal, done.evaluation.outcome, done.measured) for proposal, done in finished]
+        self._write(records)
+        for record in records:
+            self._failures.note(record.outcome)
+        return records
 
     def copied(self, proposal: Proposal, original: CandidateRecord) -> CandidateRecord:
         """A candidate takes over the outcome of one with an equal recipe."""
-        return self._write(proposal.copy_of(original.id), original.outcome, _no_work())
+        record = _record(proposal.copy_of(original.id), original.outcome, _no_work())
+        self._write([record])
+        return record
 
     def refused(self, proposal: Proposal, reason: str) -> CandidateRecord:
         """The space made no recipe of a point."""
-        return self._write(proposal, Failed(stage="decode", reason=reason), _no_work())
-
-    def _write(self, proposal: Proposal, outcome: Outcome, measured: Measured) -> CandidateRecord:
-        record = CandidateRecord(
-            id=proposal.id,
-            generation=proposal.generation,
-            index=proposal.index,
-            origin=proposal.origin,
-            recipe=proposal.recipe,
-            copied_from=proposal.copied_from,
-            outcome=outcome,
-            measured=measured,
-        )
-        self._ledger.write(record)
-        for observer in self._observers:
-            observer.on_candidate(record)
+        record = _record(proposal, Failed(stage="decode", reason=reason), _no_work())
+        self._write([record])
         return record
+
+    def _write(self, records: Sequence[CandidateRecord]) -> None:
+        self._ledger.write(records)
+        for record in records:
+            for observer in self._observers:
+                observer.on_candidate(record)
+
+
+def _record(proposal: Proposal, outcome: Outcome, measured: Measured) -> CandidateRecord:
+    return CandidateRecord(
+        id=proposal.id,
+        generation=proposal.generation,
+        index=proposal.index,
+        origin=proposal.origin,
+        recipe=proposal.recipe,
+        copied_from=proposal.copied_from,
+        outcome=outcome,
+        measured=measured,
+    )
 
 
 def _no_work() -> Measured:

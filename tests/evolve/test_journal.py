@@ -195,7 +195,10 @@ def test_every_line_is_synced_before_append_returns(path: Path, monkeypatch: pyt
     assert synced == [path.stat().st_size]
     journal.append(WORKER)
     assert len(synced) == 1, "nothing hangs on what is said of a worker"
+    journal.append(replace(SCORED, id=5), replace(SCORED, id=6))
+    assert synced[1:] == [path.stat().st_size], "what finished together waits for the disk together"
     journal.close()
+    assert [record.id for record in read_journal(path).candidates[-2:]] == [5, 6]
 
 
 def test_item_values_that_are_no_numbers_become_missing_ones(path: Path) -> None:
