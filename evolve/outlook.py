@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from evolve.evaluator import Facts
+from evolve.forecast import Forecast
 from evolve.journal import JournalView
 from evolve.ledger import is_spent
 from evolve.optimisers.choice import describe
 from evolve.preflight import Ready
 from evolve.report.text import duration
+from evolve.sizing import parts
+from evolve.wording import gigabytes, some
 from fitness.suite import TaskSpec
 from genome.slice_layout import LayoutSpec
 from genome.template import Template
-from merge_engine.checkpoint_header import CheckpointHeader
-
-# What a worker needs beside the model's weights: Python with torch, transformers and lm-eval in it.
-RUNTIME_BYTES = 700_000_000
-_SPARE_SHARE, _SPARE_BYTES = 0.1, 256_000_000
-_DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-def before_start(ready: Ready, folder: Path, earlier: JournalView | None, available_bytes: int) -> list[str]:
-    """The lines shown before workers start. ``available_bytes`` is this machine's free memory."""
+def before_start(ready: Ready, folder: Path, earlier: JournalView | None, expected: Forecast) -> list[str]:
+    """The lines shown before workers start."""
     header = ready.headers[ready.pattern]
     parameters = sum(info.elements for info in header.tensors.values())
-    need_bytes = worker_bytes(_resident_elements(ready) * _DTYPE_BYTES[ready.dtype])
     baselines = len(ready.space.baselines())
     models = f"{len(ready.headers)} of {_count(parameters)} parameters ({ready.dtype})"
     rows = {
@@ -40,34 +37,40 @@ def before_start(ready: Ready, folder: Path, earlier: JournalView | None, availa
         ),
         "tasks": ", ".join(_task(task) for task in ready.suite.tasks),
         "held out": _held_out(ready),
-        "memory": (
-            f"about {_gigabytes(need_bytes)} for each worker, {_gigabytes(_mapped_bytes(ready.headers))} of "
-            f"mapped source files shared by all; {_gigabytes(available_bytes)} are free"
-        ),
+        "memory": _memory(expected),
+        "speed": _speed(expected, earlier),
         "results": f"{folder} ({_resume(earlier, ready)})",
     }
     width = max(map(len, rows))
-    return [f"{name:<{width}}  {text}" for name, text in rows.items()] + _warnings(
-        ready, need_bytes, available_bytes
+    return [f"{name:<{width}}  {text}" for name, text in rows.items()] + _warnings(ready, expected)
+
+
+def _memory(expected: Forecast) -> str:
+    need = expected.need
+    workers = "each worker" if expected.workers is None else f"each of {some(expected.workers, 'worker')}"
+    where = f" on its {expected.device}" if need.on_gpu else ""
+    aside = f", {gigabytes(need.host_bytes)} of the machine's" if need.on_gpu else ""
+    free = "" if expected.workers is None else f"; {gigabytes(expected.free_bytes)} are free"
+    return (
+        f"about {gigabytes(need.device_bytes)} for {workers}{where} ({parts(need)}){aside}, "
+        f"{gigabytes(expected.mapped_bytes)} of mapped source files shared by all on a machine{free}"
     )
 
 
-def candidate_bytes(ready: Ready) -> int:
-    """The size of a merged model's weights, as deep as the model whose config it has."""
-    header = ready.headers[ready.pattern]
-    return sum(info.elements for info in header.tensors.values()) * _DTYPE_BYTES[ready.dtype]
-
-
-def _resident_elements(ready: Ready) -> int:
-    """Parameters that a worker holds: one model, or every model whose layers make paths."""
-    layouts = isinstance(ready.search_file.genome, LayoutSpec)
-    held = list(ready.headers.values()) if layouts else [ready.headers[ready.pattern]]
-    return sum(info.elements for header in held for info in header.tensors.values())
-
-
-def worker_bytes(model_bytes: int) -> int:
-    """Memory of one worker: what is resident, a tenth of it or 256 MB to work with, and the libraries."""
-    return round(model_bytes + max(_SPARE_SHARE * model_bytes, _SPARE_BYTES) + RUNTIME_BYTES)
+def _speed(expected: Forecast, earlier: JournalView | None) -> str:
+    """What is to be expected, or of a search that goes on, what it has seen so far."""
+    seen_s = [] if earlier is None else [record.measured.wall_s for record in earlier.candidates]
+    seen_s = [seconds for seconds in seen_s if seconds > 0]
+    who = "one worker" if expected.workers is None else some(expected.workers, "worker")
+    if seen_s:
+        rate = (expected.workers or 1) * 3600 / statistics.median(seen_s)
+        return f"about {_rough(rate)} candidates an hour with {who}, by what the search has seen so far"
+    work = expected.work
+    guess = "say " if expected.guessed else ""
+    device = f"{expected.device} each" if (expected.workers or 1) > 1 else expected.device
+    tokens = f"{guess}{work.texts} texts of {work.prompt_tokens:.0f} + {work.answer_tokens:.0f} tokens"
+    rate = f"about {_rough(expected.per_hour)} candidates an hour with {who}"
+    return f"{rate} ({device}; {tokens}); measured once the workers are ready"
 
 
 def workers_ready(facts: Sequence[Facts], batch_size: int, popsize: int, left: int) -> str:
@@ -76,24 +79,27 @@ def workers_ready(facts: Sequence[Facts], batch_size: int, popsize: int, left: i
     first = facts[0]
     total_s = slowest_s * math.ceil(left / len(facts))
     return (
-        f"{_some(len(facts), 'worker')} on {first.device}, {_some(first.threads, 'thread')} and "
-        f"{_gigabytes(max(fact.memory_bytes for fact in facts))} each, batches of {batch_size}, "
+        f"{some(len(facts), 'worker')} on {first.device}, {some(first.threads, 'thread')} and "
+        f"{gigabytes(max(fact.memory_bytes for fact in facts))} each, batches of {batch_size}, "
         f"generations of {popsize}; "
         f"{first.search_items} items take {slowest_s:.1f} s: about {duration(total_s)} for {left} candidates"
     )
 
 
-def _warnings(ready: Ready, need_bytes: int, available_bytes: int) -> list[str]:
+def _warnings(ready: Ready, expected: Forecast) -> list[str]:
     found = []
     if ready.suite.holdout is None:
         found.append(
             "warning: no items are held out, so the winner's score is that of the items it was chosen by, "
             "and optimistic; add `holdout: 0.3` to the search file"
         )
-    if need_bytes > available_bytes:
+    held_bytes = expected.need.host_bytes * (expected.workers or 1)
+    if expected.workers is not None and held_bytes + expected.mapped_bytes > expected.free_bytes:
+        sources, workers = gigabytes(expected.mapped_bytes), gigabytes(held_bytes)
         found.append(
-            "warning: one worker may need more memory than is free; expect swapping or a killed worker; "
-            "close other programs or take a larger machine"
+            f"warning: the source files ({sources}) do not stay in memory beside the workers ({workers}), so "
+            "that every candidate may read them from the disk again; fewer workers (--num-workers) or a "
+            "machine with more memory avoid that"
         )
     return found
 
@@ -122,31 +128,23 @@ def _task(task: TaskSpec) -> str:
 
 
 def _space(ready: Ready) -> str:
-    dimensions = _some(len(ready.space.names), "dimension")
+    dimensions = some(len(ready.space.names), "dimension")
     match ready.search_file.genome:
         case Template():
             return f"template, {dimensions}; `mergevolve explain` shows them"
         case LayoutSpec() as layout:
-            return f"layout of {_some(len(layout.models), 'model')}, {dimensions}"
+            return f"layout of {some(len(layout.models), 'model')}, {dimensions}"
         case genome:
             ends = [f"{name} in [{low:g}, {high:g}]" for name, (low, high) in genome.bounds.items()]
             return f"{genome.merge_method}, {dimensions}: {', '.join(ends)}"
 
 
 def _initial(ready: Ready) -> str:
-    return f"{_some(len(ready.initial), 'initial recipe')}, " if ready.initial else ""
+    return f"{some(len(ready.initial), 'initial recipe')}, " if ready.initial else ""
 
 
 def _time_limit(ready: Ready) -> str:
     return "" if ready.time_limit_s is None else f", for at most {duration(ready.time_limit_s)}"
-
-
-def _mapped_bytes(headers: Mapping[str, CheckpointHeader]) -> int:
-    return sum(info.end - info.begin for header in headers.values() for info in header.tensors.values())
-
-
-def _some(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _count(number: int) -> str:
@@ -156,5 +154,7 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _gigabytes(number: int) -> str:
-    return f"{number / 1e9:.2g} GB" if number >= 1e8 else f"{number / 1e6:.2g} MB"
+def _rough(number: float) -> str:
+    """Two figures, for what is not known better."""
+    digits = 1 - math.floor(math.log10(max(number, 0.1)))
+    return f"{round(number, digits):,.{max(digits, 0)}f}"

@@ -63,6 +63,7 @@ def alive_nodes() -> list[Node]:
                 host=node["NodeManagerHostname"],
                 cores=int(node["Resources"].get("CPU", 0)),
                 gpus=int(node["Resources"].get("GPU", 0)),
+                memory_bytes=int(node["Resources"].get("memory", 0)) or None,
             )
             for node in ray.nodes()
             if node["Alive"]

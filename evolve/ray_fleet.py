@@ -32,7 +32,8 @@ class FleetSettings:
     """How many workers, where, and how patient to be with them.
 
     ``num_workers``: None fits the GPUs, or the cores where there is none. ``address``: a running Ray
-    cluster's, None starts one on this machine. ``gpus_per_worker``: all on one machine.
+    cluster's, None starts one on this machine. ``gpus_per_worker``: all on one machine. ``worker_bytes``: of
+    a machine's memory that each worker needs at least, as far as is known.
     ``candidate_limit_s``: a candidate that takes longer counts as hung; None takes 20 times the slowest
     worker's first candidate, at least ten minutes. ``retries``: new attempts for a candidate whose worker
     died or hung. ``batch_size``: None takes the smallest that any worker found to fit.
@@ -42,6 +43,7 @@ class FleetSettings:
     address: str | None = None
     device: str | None = None
     gpus_per_worker: int = 1
+    worker_bytes: int = 0
     logs: Path | None = None
     candidate_limit_s: float | None = None
     retries: int = 2
@@ -81,6 +83,7 @@ class RayFleet:
                 num_workers=settings.num_workers,
                 device=settings.device,
                 gpus_per_worker=settings.gpus_per_worker,
+                worker_bytes=settings.worker_bytes,
             )
             self._start_missing()
             self._wait_for_all()

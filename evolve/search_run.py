@@ -10,17 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import psutil
-
 from evolve import initial, outlook
 from evolve.errors import SearchChangedError
 from evolve.evaluator_spec import DiskSettings, EvaluatorSpec
 from evolve.export import BestConfig, ExportError, is_written, rescore, write_winner
+from evolve.forecast import Forecast, candidate_bytes, forecast
 from evolve.frozen_input import keep_search_file
 from evolve.holdout import holdout_rows, run_holdout
 from evolve.journal import Journal, JournalView, read_journal
 from evolve.layouts import layouts_of
 from evolve.ledger import choose_winner, is_spent
+from evolve.machine import this_machine
 from evolve.observer import Observer
 from evolve.optimisers import default_popsize
 from evolve.options import SearchOptions
@@ -83,13 +83,13 @@ class SearchRun:
             EvolveError: the search could not go on; what it found so far is in the storage path.
         """
         earlier = read_journal(self._storage.journal) if self._storage.journal.exists() else None
-        free_bytes = psutil.virtual_memory().available
-        self._note(*outlook.before_start(ready, self._storage.folder, earlier, free_bytes))
+        expected = forecast(ready, self._options, this_machine())
+        self._note(*outlook.before_start(ready, self._storage.folder, earlier, expected))
         self._note(*initial.notes(ready.initial))
         self._check_seed(earlier)
         if self._keeps_search_file:
             keep_search_file(self._storage, ready.search_file, ready.max_fevals)
-        status = 0 if self._is_finished(ready, earlier) else self._work(ready, earlier)
+        status = 0 if self._is_finished(ready, earlier) else self._work(ready, earlier, expected)
         self._report()
         if status == INTERRUPTED:
             self._say("stopped early; the same command goes on from here")
@@ -109,11 +109,11 @@ class SearchRun:
             or is_written(winner, summary, self._storage.final_model, self._winners)
         )
 
-    def _work(self, ready: Ready, earlier: JournalView | None) -> int:
+    def _work(self, ready: Ready, earlier: JournalView | None, expected: Forecast) -> int:
         """Everything that needs workers; returns the exit status."""
         if self._options.on_disk and self._options.ray_address is None:
             self._make_room(ready)
-        with self._start_fleet(ready, earlier) as fleet:
+        with self._start_fleet(ready, earlier, expected) as fleet:
             settings = self._settings(ready, fleet, earlier)
             with contextlib.closing(self._open_journal(ready, settings, fleet)) as journal:
                 interrupted = self._search(ready, settings, fleet, journal)
@@ -131,7 +131,7 @@ class SearchRun:
                 f"{self._storage.folder} belongs to a search with another seed:", [difference]
             )
 
-    def _start_fleet(self, ready: Ready, earlier: JournalView | None) -> RayFleet:
+    def _start_fleet(self, ready: Ready, earlier: JournalView | None, expected: Forecast) -> RayFleet:
         from evolve.ray_fleet import FleetSettings, RayFleet
 
         options = self._options
@@ -150,6 +150,7 @@ class SearchRun:
                 candidate_limit_s=options.candidate_timeout_s,
                 retries=options.retries,
                 gpus_per_worker=ready.search_file.vllm.tensor_parallel_size if options.vllm else 1,
+                worker_bytes=expected.least_bytes,
                 batch_size=batch_size,
             ),
         )
@@ -184,9 +185,7 @@ class SearchRun:
         removed = remove_left_overs(root)
         if removed:
             self._note(f"removed {len(removed)} scratch folders that killed workers left below {root}")
-        check_room(
-            root, outlook.candidate_bytes(ready), options.num_workers or options.num_gpus or 1, disk.owner
-        )
+        check_room(root, candidate_bytes(ready), options.num_workers or options.num_gpus or 1, disk.owner)
         self._note(f"candidates are merged to the disk, below {root}, and removed once they are scored")
 
     def _disk(self) -> DiskSettings:

@@ -6,32 +6,38 @@ A machine that joins later gets as many workers of that share as fit on it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evolve.errors import FleetError
+from evolve.wording import gigabytes, some
 
 _MOST_CPU_WORKERS = 8  # by default, on a machine without GPUs; each holds a model of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One machine of the cluster, by its id there."""
+    """One machine of the cluster, by its id there. ``memory_bytes``: for workers; None: nobody knows."""
 
     id: str
     host: str
     cores: int
     gpus: int
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What each worker gets; ``limit``: workers in all, None for as many as fit."""
+    """What each worker gets; ``limit``: workers in all, None for as many as fit. ``worker_bytes``: of a
+    machine's memory that each needs at least.
+    """
 
     threads: int
     device: str
     gpus: int
     limit: int | None
+    worker_bytes: int = 0
 
     @property
     def resources(self) -> dict[str, float]:
@@ -40,10 +46,10 @@ class Share:
 
     def fitting(self, node: Node) -> int:
         """How many workers a machine has room for."""
-        if self.gpus:
-            return node.gpus // self.gpus
-        most = node.cores // self.threads
-        return most if self.limit is not None else min(most, _MOST_CPU_WORKERS)
+        most = node.gpus // self.gpus if self.gpus else node.cores // self.threads
+        if not self.gpus and self.limit is None:
+            most = min(most, _MOST_CPU_WORKERS)
+        return min(most, _most_in_memory(node, self.worker_bytes))
 
     def memory_share(self, node: Node) -> float:
         """The part of a machine's free memory that each of its workers may use."""
@@ -52,7 +58,12 @@ class Share:
 
 
 def plan_share(
-    nodes: Sequence[Node], *, num_workers: int | None, device: str | None, gpus_per_worker: int = 1
+    nodes: Sequence[Node],
+    *,
+    num_workers: int | None,
+    device: str | None,
+    gpus_per_worker: int = 1,
+    worker_bytes: int = 0,
 ) -> Share:
     """The share of each worker on the machines that are there at the start.
 
@@ -60,9 +71,11 @@ def plan_share(
         num_workers: None takes one per GPU (or per ``gpus_per_worker``, which must be on one machine), or,
             without GPUs, one per core and at most 8 on each machine.
         device: "cpu" leaves GPUs alone; None uses them where there are any.
+        worker_bytes: memory of the machine that each worker needs at least: where there is too little, there
+            are fewer workers than GPUs or cores.
 
     Raises:
-        FleetError: so many workers do not fit.
+        FleetError: so many workers do not fit, or none does.
     """
     gpus = 0 if device == "cpu" else sum(node.gpus for node in nodes)
     if device == "cuda" and not gpus:
@@ -73,12 +86,49 @@ def plan_share(
             wanted = f"{num_workers or 1} workers do not fit on {gpus} GPUs"
             raise FleetError(f"{wanted}: each takes {gpus_per_worker} of one machine")
         threads = max(1, sum(node.cores for node in nodes) // (num_workers or fitting))
-        return Share(threads=threads, device="cuda", gpus=gpus_per_worker, limit=num_workers)
-    cores = [node.cores for node in nodes]
-    threads = 1 if num_workers is None else threads_per_worker(cores, num_workers)
-    if num_workers is None:  # few workers on a large machine share all of its cores
-        threads = max(1, max(cores, default=1) // _MOST_CPU_WORKERS)
-    return Share(threads=threads, device="cpu", gpus=0, limit=num_workers)
+        share = Share(
+            threads=threads, device="cuda", gpus=gpus_per_worker, limit=num_workers, worker_bytes=worker_bytes
+        )
+    else:
+        threads = _cpu_threads(nodes, num_workers, worker_bytes)
+        share = Share(threads=threads, device="cpu", gpus=0, limit=num_workers, worker_bytes=worker_bytes)
+    _check_memory(share, nodes)
+    return share
+
+
+def _cpu_threads(nodes: Sequence[Node], num_workers: int | None, worker_bytes: int) -> int:
+    if num_workers is not None:
+        return threads_per_worker([node.cores for node in nodes], num_workers)
+    largest = max(nodes, key=lambda node: node.cores, default=None)
+    if largest is None:
+        return 1
+    # Few workers on a large machine share all of its cores.
+    workers = min(_MOST_CPU_WORKERS, _most_in_memory(largest, worker_bytes))
+    return max(1, largest.cores // max(workers, 1))
+
+
+def _most_in_memory(node: Node, worker_bytes: int) -> int:
+    if node.memory_bytes is None or not worker_bytes:
+        return sys.maxsize
+    return node.memory_bytes // worker_bytes
+
+
+def _check_memory(share: Share, nodes: Sequence[Node]) -> None:
+    """Raise `FleetError` where it is memory that workers lack."""
+    fitting = sum(map(share.fitting, nodes))
+    if fitting >= (share.limit or 1) or not share.worker_bytes:
+        return
+    each = f"each worker needs about {gigabytes(share.worker_bytes)}"
+    most = max((node.memory_bytes or 0 for node in nodes), default=0)
+    if fitting:
+        raise FleetError(
+            f"{some(share.limit or 1, 'worker')} need more memory than there is: {each}; "
+            f"--num-workers {fitting} fits"
+        )
+    raise FleetError(
+        f"there is not enough memory: {each}, and {gigabytes(most)} are free; close other programs, take a "
+        "larger machine, models of a smaller dtype (`dtype: bfloat16`), or --on-disk with --load-in-4bit"
+    )
 
 
 def threads_per_worker(cores: Sequence[int], workers: int) -> int:

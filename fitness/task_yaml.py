@@ -67,12 +67,17 @@ def read_task(path: Path) -> TaskText:
     Raises:
         ValueError: the file, or one that it includes, cannot be read or is no mapping.
     """
-    config = _merged(path, seen=())
+    config = read_config(path)
     children = config.get("task")
     if isinstance(children, list):
         name = str(config.get("group", ""))
         return TaskText(name=name, metrics=None, filters=(), children=tuple(_child_names(children)))
     return TaskText(name=str(children), metrics=_metrics(config), filters=_filters(config), children=())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """All keys of a task file and what it includes, as plain data. Raises as `read_task`."""
+    return _merged(path, seen=())
 
 
 def _merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -97,3 +97,39 @@ def test_workers_of_one_machine_share_its_memory() -> None:
     (node,) = _nodes((8, 0))
     assert Share(threads=1, device="cpu", gpus=0, limit=2).memory_share(node) == 0.5
     assert Share(threads=2, device="cpu", gpus=0, limit=None).memory_share(node) == 0.25
+
+
+def _memory(*gigabytes: float | None) -> list[Node]:
+    return [
+        Node(
+            id=str(i),
+            host=f"host{i}",
+            cores=8,
+            gpus=0,
+            memory_bytes=None if size is None else int(size * 1e9),
+        )
+        for i, size in enumerate(gigabytes)
+    ]
+
+
+def test_there_are_no_more_workers_than_memory_for_them() -> None:
+    nodes = _memory(10, 3.5, None, 0.5)
+    share = plan_share(nodes, num_workers=None, device=None, worker_bytes=10**9)
+    assert [share.fitting(node) for node in nodes] == [8, 3, 8, 0]
+    few = _memory(2.5)
+    share = plan_share(few, num_workers=None, device=None, worker_bytes=10**9)
+    assert (share.threads, share.fitting(few[0]), share.memory_share(few[0])) == (4, 2, 0.5)
+    assert len(missing_workers(share, few, {})) == 2
+
+
+def test_workers_that_memory_is_too_small_for_are_refused_with_what_to_do() -> None:
+    with pytest.raises(
+        FleetError,
+        match=r"4 workers need more memory than there is: each worker needs about "
+        r"3 GB; --num-workers 3 fits",
+    ):
+        plan_share(_memory(10), num_workers=4, device=None, worker_bytes=3 * 10**9)
+    with pytest.raises(
+        FleetError, match=r"not enough memory: each worker needs about 30 GB, and 10 GB are free"
+    ):
+        plan_share(_memory(10, 8), num_workers=None, device=None, worker_bytes=30 * 10**9)

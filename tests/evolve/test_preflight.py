@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from evolve import outlook
+from evolve.errors import FleetError
 from evolve.evaluator import Facts
+from evolve.forecast import forecast
 from evolve.journal import JournalView
+from evolve.machine import Gpu, Machine
 from evolve.options import SearchOptions
 from evolve.preflight import PreflightError, Ready, has_chat_template, inspect
 from merge_engine.checkpoint_header import CheckpointHeader, open_header
@@ -266,8 +271,16 @@ def test_chat_templates_are_found(models: Path, tmp_path: Path, template_in: str
     assert has_chat_template(folder)
 
 
-def outlook_text(ready: Ready, earlier: JournalView | None = None, free_bytes: int = 10**10) -> str:
-    return "\n".join(outlook.before_start(ready, Path("demo-run"), earlier, free_bytes))
+GIGABYTES_10 = Machine(cores=2, free_bytes=10**10)
+
+
+def outlook_text(
+    ready: Ready, earlier: JournalView | None = None, machine: Machine = GIGABYTES_10, **options: Any
+) -> str:
+    given = SearchOptions(search_file=Path("search.yml"), storage_path=Path("demo-run"), **options)
+    return "\n".join(
+        outlook.before_start(ready, given.storage_path, earlier, forecast(ready, given, machine))
+    )
 
 
 def test_the_outlook_says_what_will_happen(check: Callable[..., Ready]) -> None:
@@ -297,7 +310,43 @@ def test_the_outlook_says_what_resuming_will_do(check: Callable[..., Ready]) -> 
 
 def test_the_outlook_warns(check: Callable[..., Ready]) -> None:
     assert "no items are held out" in outlook_text(check(set_key("holdout", value=None)))
-    assert "more memory than is free" in outlook_text(check(), free_bytes=10**8)
+    given = SearchOptions(search_file=Path("search.yml"), storage_path=Path("run"), num_workers=2)
+    expected = replace(forecast(check(), given, GIGABYTES_10), mapped_bytes=9 * 10**9)
+    (line,) = [
+        line for line in outlook.before_start(check(), Path("run"), None, expected) if "warning" in line
+    ]
+    assert "the source files (9 GB) do not stay in memory beside the workers (1.4 GB)" in line
+    assert "--num-workers" in line
+
+
+def test_the_outlook_says_what_workers_need_and_how_fast_they_will_be(check: Callable[..., Ready]) -> None:
+    ready = check()
+    text = outlook_text(ready)
+    assert re.search(r"memory +about 0.7\d? GB for each of 2 workers \(0.7 GB programs.*10 GB are free", text)
+    assert "candidates an hour with 2 workers (1 core each; 36 texts of" in text
+    assert "measured once the workers are ready" in text
+    seen = JournalView(run=run_record(), candidates=(candidate(1), candidate(2)), holdout=())
+    assert (
+        "about 5,100 candidates an hour with 2 workers, by what the search has seen so far"
+        in outlook_text(ready, seen)
+    )
+    cluster = outlook_text(ready, ray_address="10.0.0.1:6379")
+    assert "GB for each worker (" in cluster
+    assert "are free" not in cluster
+    assert "candidates an hour with one worker (1 core;" in cluster
+
+
+def test_a_search_that_no_worker_has_memory_for_is_refused(check: Callable[..., Ready]) -> None:
+    ready, small = check(), Machine(cores=4, free_bytes=10**9)
+    with pytest.raises(FleetError, match=r"each worker needs about 0.7 GB; --num-workers 1 fits"):
+        outlook_text(ready, machine=small, num_workers=2)
+    assert "for each of 1 worker (" in outlook_text(ready, machine=small)
+    message = r"not enough memory: each worker needs about 0.7 GB, and 0.6 GB are free; close other programs"
+    with pytest.raises(FleetError, match=message):
+        outlook_text(ready, machine=Machine(cores=4, free_bytes=6 * 10**8))
+    tiny_gpu = Machine(cores=4, free_bytes=10**10, gpus=(Gpu(name="Tiny", memory_bytes=10**8),))
+    with pytest.raises(FleetError, match=r"of a GPU's memory \(.*\), and Tiny has 0.1 GB: take a larger one"):
+        outlook_text(ready, machine=tiny_gpu)
 
 
 def test_the_workers_line_estimates_the_time() -> None:
