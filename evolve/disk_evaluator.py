@@ -58,18 +58,11 @@ class DiskEvaluator:
         workers = round(1 / self._context.memory_share)  # on this machine
         check_room(root, merged_bytes(self._engine, self._spec), workers, self._disk.owner)
         self._scratch = Scratch(root, self._disk.owner)
-        self._scorer = self._new_scorer(self._spec.batch_size)
-        started = time.perf_counter()
-        report = self._first_report()
-        return Facts(
-            device=self._context.device,
-            threads=self._context.threads,
-            batch_size=self._scorer.batch_size,
-            memory_bytes=_peak_bytes(self._context.device),
-            probe_s=time.perf_counter() - started,
-            search_items=0 if report is None else item_count(report),
-            suite_digest=self._scorer.suite_digest,
-        )
+        try:
+            return self._first_facts()
+        except BaseException:
+            self.close()
+            raise
 
     def set_batch_size(self, batch_size: int) -> None:
         if batch_size != self._scorer.batch_size:
@@ -87,6 +80,20 @@ class DiskEvaluator:
     def close(self) -> None:
         """Remove the scratch folder; a process that just ends does so, too."""
         self._scratch.close()
+
+    def _first_facts(self) -> Facts:
+        self._scorer = self._new_scorer(self._spec.batch_size)
+        started = time.perf_counter()
+        report = self._first_report()
+        return Facts(
+            device=self._context.device,
+            threads=self._context.threads,
+            batch_size=self._scorer.batch_size,
+            memory_bytes=_peak_bytes(self._context.device),
+            probe_s=time.perf_counter() - started,
+            search_items=0 if report is None else item_count(report),
+            suite_digest=self._scorer.suite_digest,
+        )
 
     def _first_report(self) -> Report | None:
         """Of the probe; None where only its scores are no numbers, which another candidate's may be."""
