@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge_engine.errors import Problem, RecipeError
@@ -18,31 +18,35 @@ _REFERENCES = ("model", "base_model", "tokenizer_source", "source", "path")  # k
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One merge of several. ``needs``: the names of those whose results it merges, each once."""
+    """One merge of several.
+
+    needs: the names of those whose results it merges, each once. remarks: what of it has no effect.
+    """
 
     where: str
     data: object
     recipe: Recipe
     needs: tuple[str, ...]
+    remarks: tuple[Problem, ...] = ()
 
 
 def read_documents(text: str) -> tuple[Document, ...]:
     """The documents of a YAML text in the order in which they can run, the one for the result last.
 
-    That is the one without a ``name``; where all are named, the one that no other needs. Raises `RecipeError`
-    with the problems of all of them.
+    That is the one without a ``name``; where all are named, the one that no other needs. An ``out_path``, by
+    which others name a result in older configs, counts as its name. Raises `RecipeError` with the problems of
+    all of them.
     """
     data = load_yaml_documents(text) or [None]
     if len(data) == 1:
-        return (Document(where="", data=data[0], recipe=parse_recipe(data[0]), needs=()),)
+        remarks: list[Problem] = []
+        recipe = parse_recipe(data[0], remarks)
+        return (Document(where="", data=data[0], recipe=recipe, needs=(), remarks=tuple(remarks)),)
     problems: list[Problem] = []
-    recipes = [_parse(f"document {i}", entry, problems) for i, entry in enumerate(data, start=1)]
-    named = {recipe.name for recipe in recipes if recipe is not None and recipe.name is not None}
-    documents = [
-        Document(where=f"document {i}", data=entry, recipe=recipe, needs=_needs(recipe, named))
-        for i, (entry, recipe) in enumerate(zip(data, recipes, strict=True), start=1)
-        if recipe is not None
-    ]
+    parsed = [_parse(f"document {i}", entry, problems) for i, entry in enumerate(_named(data), start=1)]
+    found = [document for document in parsed if document is not None]
+    names = {document.recipe.name for document in found if document.recipe.name is not None}
+    documents = [replace(document, needs=_needs(document.recipe, names)) for document in found]
     problems += _name_problems(documents)
     if problems:
         raise RecipeError(problems)
@@ -86,14 +90,31 @@ def _check_needed(documents: Sequence[Document]) -> None:
         raise RecipeError([Problem(entry.where, "no other needs its result", remedy) for entry in unneeded])
 
 
-def _parse(where: str, data: object, problems: list[Problem]) -> Recipe | None:
+def _named(data: Sequence[object]) -> list[object]:
+    """The documents with names in place of paths of results, which are named by their last part."""
+    paths = [entry.get("out_path") for entry in data if isinstance(entry, Mapping) and "name" not in entry]
+    names = {path: Path(path).name for path in paths if isinstance(path, str) and Path(path).name}
+    return [_with_name(_replaced(entry, names), names) for entry in data]
+
+
+def _with_name(entry: object, names: Mapping[str, str]) -> object:
+    if not isinstance(entry, dict) or "name" in entry or entry.get("out_path") not in names:
+        return entry
+    return {"name": names[entry.pop("out_path")], **entry}
+
+
+def _parse(where: str, data: object, problems: list[Problem]) -> Document | None:
+    remarks: list[Problem] = []
     try:
-        return parse_recipe(data)
+        recipe = parse_recipe(data, remarks)
     except RecipeError as error:
-        problems += [
-            Problem(f"{where}: {problem.where}", problem.what, problem.remedy) for problem in error.problems
-        ]
+        problems += _at(where, error.problems)
         return None
+    return Document(where=where, data=data, recipe=recipe, needs=(), remarks=tuple(_at(where, remarks)))
+
+
+def _at(where: str, problems: Sequence[Problem]) -> list[Problem]:
+    return [Problem(f"{where}: {problem.where}", problem.what, problem.remedy) for problem in problems]
 
 
 def _needs(recipe: Recipe, named: set[str]) -> tuple[str, ...]:
@@ -165,7 +186,7 @@ def _place(out: Path, keep: Path | None) -> Iterator[Path]:
 
 
 def _with_folders(document: Document, folders: Mapping[str, str]) -> Recipe:
-    return parse_recipe(_replaced(document.data, folders)) if document.needs else document.recipe
+    return parse_recipe(_replaced(document.data, folders), []) if document.needs else document.recipe
 
 
 def _replaced(data: object, folders: Mapping[str, str], key: object = None) -> object:

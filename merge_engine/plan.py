@@ -182,6 +182,7 @@ class _Planner:
         base = piece.base_model if self._method.takes_base else None
         merged = [source for source in piece.sources if source.model != base]
         dtype = self._dtype(names, piece.pattern)
+        inputs = [self._input(piece, source, names, place, base) for source in merged]
         yield TensorJob(
             name=name,
             method=self._method.name,
@@ -189,10 +190,24 @@ class _Planner:
             dtype=dtype,
             out_dtype=None if dtype is None else self._recipe.out_dtype or dtype,
             base=None if base is None else self._tensors.ref(base, names),
-            sources=tuple(self._tensors.ref(source.model, names) for source in merged),
-            per_source=tuple(self._of_source(piece, source, names, place) for source in merged),
+            sources=tuple(ref for ref, _ in inputs),
+            per_source=tuple(values for _, values in inputs),
             shared=self._parameters.of("global", piece.levels, names[piece.pattern], place, piece.where),
         )
+
+    def _input(
+        self,
+        piece: Piece,
+        source: InputModel | SliceSource,
+        names: Mapping[str, str],
+        place: float,
+        base: str | None,
+    ) -> tuple[TensorRef, Mapping[str, Scalar]]:
+        """A source's tensor and parameters. One of which nothing is kept is the base, kept in full."""
+        values = self._of_source(piece, source, names, place)
+        if base is not None and values.get("density") == 0.0:
+            return self._tensors.ref(base, names), {**values, "density": 1.0}
+        return self._tensors.ref(source.model, names), values
 
     def _of_source(
         self, piece: Piece, source: InputModel | SliceSource, names: Mapping[str, str], place: float

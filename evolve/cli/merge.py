@@ -99,7 +99,7 @@ def command(config: Path, out: Path, **given: Any) -> None:
     device = given["device"] or ("cuda" if given["cuda"] or given["gpu_rich"] else "cpu")
     with plain_errors(config):
         text = config.read_text(encoding="utf-8")
-        _check(text, out, allow_crimes=given["allow_crimes"])
+        _check(text, out, allow_crimes=given["allow_crimes"], quiet=given["quiet"])
         from merge_engine.folder import MergeOptions, merge_config
 
         options = MergeOptions(
@@ -128,8 +128,11 @@ def _check_options(given: dict[str, Any]) -> None:
             click.echo(f"note: --{name.replace('_', '-')} is not needed: {reason}", err=True)
 
 
-def _check(text: str, out: Path, *, allow_crimes: bool) -> None:
-    """Refuse in a moment, before anything heavy is loaded, what can be told from the headers."""
+def _check(text: str, out: Path, *, allow_crimes: bool, quiet: bool) -> None:
+    """Refuse in a moment, before anything heavy is loaded, what can be told from the headers.
+
+    What of the config has no effect is told, unless ``quiet``.
+    """
     from merge_engine.documents import read_documents
     from merge_engine.new_folder import check_free
     from merge_engine.plan import make_plan
@@ -138,6 +141,8 @@ def _check(text: str, out: Path, *, allow_crimes: bool) -> None:
     documents = read_documents(text)
     check_free(out)
     for document in documents:
+        for remark in () if quiet else document.remarks:
+            click.echo(f"note: {remark}", err=True)
         if not document.needs:
             make_plan(document.recipe, open_source, allow_crimes=allow_crimes)
 

@@ -125,7 +125,6 @@ _DENSITY = Parameter(
     default=1.0,
     low=0.0,
     high=1.0,
-    low_open=True,
     search_low=0.1,
     search_high=1.0,
 )

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 
 from merge_engine.errors import Problem
-from merge_engine.spec.methods import Method, Parameter
-from merge_engine.spec.reading import Fields, Reader, Refused, did_you_mean, flag, integer, real, shown, text
+from merge_engine.spec.methods import METHODS, Method, Parameter
+from merge_engine.spec.reading import Fields, Lenient, Reader, Refused, flag, integer, real, shown, text
 from merge_engine.spec.values import Filtered, Gradient, Scalar, Value
 
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True}
+_FLAGS |= {"false": False, "no": False, "off": False, "0": False}
 _WITHOUT_EFFECT = ("embed_slerp",)  # mergekit 0.1.5 takes it with every method, and it changes no tensor
 
 
@@ -29,7 +31,11 @@ def read_parameters(
             continue
         if parameter is None:
             known = [parameter.name for parameter in method.parameters]
-            fields.refuse(name, f"{method.name} has no parameter {name!r}", did_you_mean(name, known))
+            elsewhere = any(other.parameter(name) for other in METHODS.values())
+            fields.unknown(name, f"{method.name} has no parameter {name!r}", known, elsewhere=elsewhere)
+        elif of_model and parameter.scope == "global" and isinstance(problems, Lenient):
+            remedy = "move it up to the slice or the merge"
+            problems.remarks.append(Problem(fields.path(name), "has no effect on a single model", remedy))
         elif of_model and parameter.scope == "global":
             fields.refuse(name, "has no effect on a single model", "move it up to the slice or the merge")
         else:
@@ -57,7 +63,7 @@ def _filtered_data(entry: Filtered) -> dict[str, object]:
 
 
 def scalar_reader(parameter: Parameter) -> Reader[Scalar]:
-    """The reader of one scalar of ``parameter``; a bool takes 0 and 1 too, as older configs have it."""
+    """The reader of one scalar of ``parameter``; what mergekit takes for a bool is one here too."""
     if parameter.kind == "integer":
         most = None if parameter.high is None else int(parameter.high)
         return integer(low=int(parameter.low or 0), high=most)
@@ -68,6 +74,8 @@ def scalar_reader(parameter: Parameter) -> Reader[Scalar]:
         return lambda value: number(_unquoted(value))
 
     def read(value: object) -> Scalar:
+        if isinstance(value, str) and value.lower() in _FLAGS:
+            return _FLAGS[value.lower()]
         return value if isinstance(value, int | float) and value in (0, 1) else flag(value)
 
     return read

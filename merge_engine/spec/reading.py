@@ -16,6 +16,7 @@ from typing import TypeVar
 from merge_engine.errors import Problem
 
 _LARGEST = sys.float_info.max
+_MISSPELT = 0.75  # difflib's ratio: "weights" and "densty" are, "notes" for "models" is not
 
 T = TypeVar("T")
 Reader = Callable[[object], T]
@@ -35,6 +36,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else "known: " + ", ".join(names)
+
+
+def is_misspelt(word: str, known: Iterable[str]) -> bool:
+    """Whether a word is so near one of ``known`` that it must be meant for it."""
+    return bool(difflib.get_close_matches(word, list(known), n=1, cutoff=_MISSPELT))
 
 
 def shown(value: object) -> str:
@@ -88,10 +94,11 @@ def _interval(low: float, high: float, low_open: bool, high_open: bool) -> str:
 
 
 def integer(*, low: int, high: int | None = None) -> Reader[int]:
-    """A whole number of at least ``low`` and at most ``high``."""
+    """A whole number of at least ``low`` and at most ``high``; 5.0 is one."""
     allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
 
     def read(value: object) -> int:
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
         if isinstance(value, bool) or not isinstance(value, int):
             raise Refused(f"expected a whole number {allowed}, found {shown(value)}")
         if value < low or (high is not None and value > high):
@@ -111,6 +118,18 @@ def one_of(*names: str) -> Reader[str]:
         raise Refused(f"unknown value {shown(value)}", remedy)
 
     return read
+
+
+class Lenient(list[Problem]):
+    """A list of problems for texts that others wrote for mergekit, which reads past what it does not know.
+
+    Keys and parameters without any effect go to ``remarks`` instead of being problems, unless they are
+    misspelt ones that have an effect.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remarks: list[Problem] = []
 
 
 class Fields:
@@ -134,6 +153,14 @@ class Fields:
     def refuse(self, key: str, what: str, remedy: str = "") -> None:
         """Note a problem at ``key`` (the empty key: at the mapping itself)."""
         self._problems.append(Problem(self.path(key), what, remedy))
+
+    def unknown(self, key: str, what: str, known: Iterable[str], *, elsewhere: bool = False) -> None:
+        """Note a key without effect; ``elsewhere``: it is known where it has one."""
+        known = list(known)
+        if isinstance(self._problems, Lenient) and (elsewhere or not is_misspelt(key, known)):
+            self._problems.remarks.append(Problem(self.path(key), what, "it has no effect"))
+        else:
+            self.refuse(key, what, did_you_mean(key, known))
 
     def raw(self, key: str) -> object:
         """The plain value at ``key``, or None."""
@@ -186,4 +213,4 @@ class Fields:
         """Note every key that was never asked for."""
         for key in self._data:
             if key not in self._asked:
-                self.refuse(str(key), "unknown key", did_you_mean(str(key), self._asked))
+                self.unknown(str(key), "unknown key", self._asked)

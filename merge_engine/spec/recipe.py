@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec.methods import METHODS, Method
 from merge_engine.spec.parameters import parameters_data, read_parameters
-from merge_engine.spec.reading import Fields, Refused, did_you_mean, one_of, shown, text
+from merge_engine.spec.reading import Fields, Lenient, Refused, did_you_mean, one_of, shown, text
 from merge_engine.spec.recipe_checks import NO_LAYERS, recipe_problems
 from merge_engine.spec.recipe_types import InputModel, OutputModule, OutputSlice, Recipe, SliceSource
 from merge_engine.spec.tokenizer import TokenizerRecipe, read_tokenizer, tokenizer_data
@@ -84,14 +84,18 @@ def _slice_data(piece: OutputSlice) -> dict[str, object]:
     )
 
 
-def parse_recipe(data: object) -> Recipe:
+def parse_recipe(data: object, remarks: list[Problem] | None = None) -> Recipe:
     """The recipe in plain YAML data.
+
+    Keys and parameters that mergekit reads past are problems, or with ``remarks`` go there (`Lenient`).
 
     Raises `RecipeError` with every problem found: unknown keys, wrong types, values out of the range that
     the method table allows, missing parameters, numbers of models and layer ranges that do not fit.
     """
-    problems: list[Problem] = []
+    problems: list[Problem] = [] if remarks is None else Lenient()
     recipe = _RecipeReader(problems).read(data)
+    if remarks is not None and isinstance(problems, Lenient):
+        remarks += problems.remarks
     if problems:
         raise RecipeError(problems)
     return recipe

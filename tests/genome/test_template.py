@@ -390,9 +390,9 @@ def test_holes_of_one_name_must_say_the_same() -> None:
             {
                 "merge_method": "ties",
                 "base_model": "root",
-                "models": [{"model": "a", "parameters": {"weight": 1, "density": {"search": [0, 1]}}}],
+                "models": [{"model": "a", "parameters": {"weight": 1, "density": {"search": [-1, 1]}}}],
             },
-            r"density: 0 is out of range",
+            r"density: -1 is out of range",
         ),
         (
             {

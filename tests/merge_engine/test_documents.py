@@ -65,8 +65,8 @@ def test_where_all_are_named_the_one_that_no_other_needs_is_the_result() -> None
             "document 1: name: '../a' cannot be a folder",
         ),
         (
-            joined(document("a", "m"), document(None, "a") + "\nmore: 1", document("c", "m", dtpe="x")),
-            "document 2: more: unknown key.*\ndocument 3: dtpe: unknown key",
+            joined(document("a", "m"), document(None, "a") + "\nbase_modle: m", document("c", "m", dtpe="x")),
+            "document 2: base_modle: unknown key.*\ndocument 3: dtpe: unknown key",
         ),
         ("", "top level: expected a mapping"),
     ],
@@ -74,6 +74,28 @@ def test_where_all_are_named_the_one_that_no_other_needs_is_the_result() -> None
 def test_what_is_refused(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read_documents(text)
+
+
+def test_paths_of_results_are_names_too() -> None:
+    """As in configs of before documents had names."""
+    text = joined(
+        document(None, "./models/half", "m", out_path="./models/whole"),
+        document(None, "m", out_path="./models/half"),
+    )
+    half, whole = read_documents(text)
+    assert (half.recipe.name, whole.recipe.name, whole.needs) == ("half", "whole", ("half",))
+
+
+def test_what_has_no_effect_is_remarked_on() -> None:
+    text = joined(
+        document("a", "m", density="0.5", notes="mine"), document(None, "a", parameters="{int8_mask: true}")
+    )
+    first, last = read_documents(text)
+    assert [str(remark) for remark in (*first.remarks, *last.remarks)] == [
+        "document 1: density: unknown key (it has no effect)",
+        "document 1: notes: unknown key (it has no effect)",
+        "document 2: parameters.int8_mask: linear has no parameter 'int8_mask' (it has no effect)",
+    ]
 
 
 def test_a_result_that_nobody_needs_is_refused_before_anything_runs(tmp_path: Path) -> None:

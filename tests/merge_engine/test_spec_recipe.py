@@ -217,8 +217,8 @@ def at(data: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ),
         (at(ties(), "models.1.modle", "a"), r"models\[1\].modle: unknown key \(did you mean model\?\)"),
         (
-            at(ties(), "models.1.parameters.density", 0),
-            r"models\[1\].parameters.density: 0 is out of range: allowed is a number in \(0, 1\]",
+            at(ties(), "models.1.parameters.density", -0.1),
+            r"models\[1\].parameters.density: -0.1 is out of range: allowed is a number in \[0, 1\]",
         ),
         (
             at(ties(), "models.1.parameters.density", [{"filter": "mlp", "value": [0.5, 1.5]}]),
@@ -244,8 +244,8 @@ def at(data: dict[str, Any], path: str, value: object) -> dict[str, Any]:
             r"models\[0\].parameters.normalize: has no effect on a single model \(move it up",
         ),
         (
-            at(ties(), "parameters.normalize", "yes"),
-            r"parameters.normalize: expected true or false, found 'yes'",
+            at(ties(), "parameters.normalize", "perhaps"),
+            r"parameters.normalize: expected true or false, found 'perhaps'",
         ),
         (
             at(ties(), "parameters.wieght", 1),

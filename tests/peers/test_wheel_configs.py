@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from merge_engine.engine import Engine
+from merge_engine.spec.recipe import parse_recipe
 from tests.merge_engine import toy
 from tests.peers.test_wheel import our_merge, wheel_merge
 
@@ -124,3 +126,76 @@ def test_a_config_means_the_same(name: str, models: dict[str, str], tmp_path: Pa
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         assert torch.equal(ours[key].float(), tensor.float()), key
+
+
+# Several models of these have to be random: what is kept of constants is arbitrary.
+@pytest.fixture(scope="module")
+def random_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("random")
+    return dict(zip(("base", "a", "b"), toy.family(folder, sources="ab"), strict=True))
+
+
+OWN = {"weight": 0.5, "density": 1.0}
+RANDOM_CONFIGS: dict[str, dict[str, Any]] = {
+    "nothing kept of one model": {
+        "models": [entry("a", weight=0.5, density=0.0), entry("b", weight=0.5)],
+        "parameters": {"normalize": True},
+    },
+    "nothing kept in the first layer": {
+        "models": [entry("a", weight=0.5), entry("b", weight=0.5, density=[0, 1, 1, 1])]
+    },
+    "nothing kept, weights divided by their sum": {
+        "merge_method": "dare_linear",
+        "models": [entry("a", weight=0.5, density=0.0), entry("b", weight=0.5)],
+        "parameters": {"normalize": True},
+    },
+    "a flag in quotes": {"models": [entry("a", **OWN), entry("b", **OWN)], "parameters": {"normalize": "no"}},
+    "a whole number with a point": {
+        "merge_method": "karcher",
+        "base_model": None,
+        "models": [entry("a"), entry("b")],
+        "parameters": {"max_iter": 5.0},
+        "dtype": "float64",
+    },
+    "parameters of other methods": {
+        "merge_method": "task_arithmetic",
+        "models": [entry("a", **OWN, epsilon=0.1), entry("b", **OWN, normalize=False)],
+        "parameters": {"select_topk": 0.1, "t": 0.3},
+    },
+    "parameters of no method, keys without effect": {
+        "models": [entry("a", **OWN, colour=3), {**entry("b", **OWN), "comment": "good"}],
+        "parameters": {"regularization": 0.1},
+        "description": "mine",
+    },
+    "no dtype, and models of one": {"models": [entry("a", **OWN), entry("b", **OWN)], "dtype": None},
+}
+
+
+@pytest.mark.parametrize("name", RANDOM_CONFIGS)
+def test_a_config_of_random_models_means_the_same(
+    name: str, random_models: dict[str, str], tmp_path: Path
+) -> None:
+    common = {"merge_method": "ties", "base_model": "base", "dtype": "float32"}
+    data = placed({**common, **RANDOM_CONFIGS[name]}, random_models)
+    theirs = wheel_merge(data, tmp_path / "out")
+    ours = dict(Engine(compile="never").stream(parse_recipe(data, [])))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        assert ours[key].dtype == tensor.dtype
+        assert torch.allclose(ours[key].float(), tensor.float(), rtol=1e-6, atol=1e-6), key
+
+
+@pytest.mark.parametrize("stored", [("bfloat16", "float16"), ("float16", "float32"), ("float32", "bfloat16")])
+def test_without_a_dtype_mixed_ones_are_merged_in_one_that_holds_all(
+    stored: tuple[str, str], tmp_path: Path
+) -> None:
+    settings = toy.config()
+    for seed, dtype in enumerate(("bfloat16", *stored)):
+        tensors = toy.random_tensors(settings, seed, dtype=getattr(torch, dtype))
+        toy.save(tmp_path / str(seed), settings, tensors)
+    models = [entry(str(tmp_path / number), weight=0.25) for number in "12"]
+    data = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "0"), "models": models}
+    theirs, ours = wheel_merge(data, tmp_path / "out"), our_merge(data)
+    for key, tensor in theirs.items():
+        assert ours[key].dtype == tensor.dtype == torch.float32
+        assert torch.equal(ours[key], tensor)
