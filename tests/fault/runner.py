@@ -36,7 +36,12 @@ class Log(Observer):
 
 def main(folder: Path, options: Mapping[str, Any]) -> dict[str, object]:
     storage = StoragePath(folder)
-    settings = SearchSettings(seed=3, popsize=6, max_fevals=options.get("max_fevals", 30))
+    settings = SearchSettings(
+        seed=3,
+        popsize=6,
+        max_fevals=options.get("max_fevals", 30),
+        scheduler=options.get("scheduler", "sync"),
+    )
     factory = ToyFactory(
         scratch=folder.parent,
         sleep_s=options.get("sleep_s", 0.0),
