@@ -24,7 +24,6 @@ _START_LIMIT_S = 3600.0
 _SHORTEST_LIMIT_S = 600.0
 _LIMIT_OVER_PROBE = 20  # a candidate that takes so much longer than the first one did hangs
 _LOOK_AROUND_S = 2.0  # how often machines that came or went are looked for
-_EMPTY_LIMIT_S = 600.0  # how long a cluster may be without workers: spot machines come back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,8 @@ class FleetSettings:
     a machine's memory that each worker needs at least, as far as is known.
     ``candidate_limit_s``: a candidate that takes longer counts as hung; None takes 20 times the slowest
     worker's first candidate, at least ten minutes. ``retries``: new attempts for a candidate whose worker
-    died or hung. ``batch_size``: None takes the smallest that any worker found to fit.
+    died or hung. ``batch_size``: None takes the smallest that any worker found to fit. ``empty_limit_s``: how
+    long a cluster may be without workers: spot machines come back.
     """
 
     num_workers: int | None = None
@@ -48,6 +48,7 @@ class FleetSettings:
     candidate_limit_s: float | None = None
     retries: int = 2
     batch_size: int | None = None
+    empty_limit_s: float = 600.0
 
 
 class RayFleet:
@@ -199,8 +200,12 @@ class RayFleet:
             self._lose(slot, f"{slot.node.host} left the cluster")
         self._start_missing()
         self._empty_since_s = None if self._slots else self._empty_since_s or now_s
-        if self._empty_since_s is not None and now_s - self._empty_since_s > _EMPTY_LIMIT_S:
-            raise FleetError(f"the cluster has had no machine for workers for {_EMPTY_LIMIT_S:.0f} s")
+        limit_s = self._settings.empty_limit_s
+        if self._empty_since_s is not None and now_s - self._empty_since_s > limit_s:
+            raise FleetError(
+                f"the cluster has had no machine for workers for {limit_s:.0f} s; bring machines back and "
+                "start the same command again to go on"
+            )
 
     def _ready(self, end_s: float) -> list[Slot]:
         """The slots whose call has ended, after a while if none has yet."""

@@ -53,6 +53,7 @@ def main(folder: Path, options: Mapping[str, Any]) -> dict[str, object]:
         address=options.get("address"),
         logs=storage.logs,
         candidate_limit_s=options.get("limit_s"),
+        empty_limit_s=options.get("empty_limit_s", 600.0),
     )
     with storage.lock():
         storage.logs.mkdir(exist_ok=True)
