@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from evolve.fleet import Fleet
     from evolve.ray_fleet import RayFleet
 
+_SCORER = "scored by"  # among the inputs that the journal keeps
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
 
 
@@ -86,7 +87,8 @@ class SearchRun:
         expected = forecast(ready, self._options, this_machine())
         self._note(*outlook.before_start(ready, self._storage.folder, earlier, expected))
         self._note(*initial.notes(ready.initial))
-        self._check_seed(earlier)
+        if earlier is not None:
+            self._check_options(earlier)
         if self._keeps_search_file:
             keep_search_file(self._storage, ready.search_file, ready.max_fevals)
         status = 0 if self._is_finished(ready, earlier) else self._work(ready, earlier, expected)
@@ -124,12 +126,16 @@ class SearchRun:
             exported = self._export(fleet, check=not interrupted)
         return INTERRUPTED if interrupted else int(not exported)
 
-    def _check_seed(self, earlier: JournalView | None) -> None:
-        if earlier is not None and earlier.run.seed != self._options.seed:
-            difference = f"--random-seed: {earlier.run.seed} -> {self._options.seed}"
-            raise SearchChangedError(
-                f"{self._storage.folder} belongs to a search with another seed:", [difference]
-            )
+    def _check_options(self, earlier: JournalView) -> None:
+        """Raises `SearchChangedError` where this command would go on with another search."""
+        run, options, folder = earlier.run, self._options, self._storage.folder
+        if run.seed != options.seed:
+            difference = f"--random-seed: {run.seed} -> {options.seed}"
+            raise SearchChangedError(f"{folder} belongs to a search with another seed:", [difference])
+        scorer = run.inputs.get(_SCORER, _scored_by(options))
+        if scorer != _scored_by(options):
+            difference = f"{_SCORER}: {scorer} -> {_scored_by(options)}"
+            raise SearchChangedError(f"{folder} belongs to a search with other scores:", [difference])
 
     def _start_fleet(self, ready: Ready, earlier: JournalView | None, expected: Forecast) -> RayFleet:
         from evolve.ray_fleet import FleetSettings, RayFleet
@@ -224,7 +230,7 @@ class SearchRun:
         inputs = {f"model {name}": fingerprint(header) for name, header in ready.headers.items()}
         inputs |= {f"initial recipe {each.file}": each.digest for each in ready.initial}
         inputs["items of the tasks"] = fleet.facts[0].suite_digest
-        inputs["scored by"] = _scored_by(self._options)
+        inputs[_SCORER] = _scored_by(self._options)
         if path.exists():
             journal = Journal.open(path)
             check_same_inputs(journal.view.run, inputs)

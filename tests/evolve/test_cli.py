@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,9 @@ def test_every_option_of_the_incumbent_is_taken(started: list[SearchOptions], tm
     notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
     assert [note.split()[1] for note in notes] == [
         "--strategy",
-        "--in-memory",
         "--merge-cuda",
         "--reshard",
+        "--in-memory",
     ]
     assert all("is not needed" in note for note in notes)
 
@@ -91,13 +93,46 @@ def test_views(started: list[SearchOptions], tmp_path: Path, flag: str, view: st
     assert started[0].view == view
 
 
-@pytest.mark.parametrize("option", ["--load-in-8bit", "--load-in-4bit"])
-def test_what_is_not_built_is_refused_with_a_way_out(
-    started: list[SearchOptions], tmp_path: Path, option: str
+@pytest.mark.parametrize(
+    ("arguments", "expected", "noted"),
+    [
+        (["--on-disk"], {"on_disk": True}, ""),
+        (["--no-in-memory"], {"on_disk": True}, ""),
+        (["--on-disk", "--no-in-memory"], {"on_disk": True}, ""),
+        (["--on-disk", "--scratch", "s"], {"on_disk": True, "scratch": Path("s")}, ""),
+        (["--on-disk", "--load-in-8bit"], {"on_disk": True, "bits": 8}, ""),
+        (["--load-in-4bit"], {"on_disk": True, "bits": 4}, "--load-in-4bit quantises weights when they are "),
+        (["--scratch", "s"], {"scratch": Path("s")}, "--scratch is not needed: "),
+    ],
+)
+def test_where_candidates_are_merged(
+    started: list[SearchOptions],
+    tmp_path: Path,
+    arguments: list[str],
+    expected: dict[str, object],
+    noted: str,
 ) -> None:
-    result = invoke(evolve, "search.yml", "--storage-path", tmp_path, option)
+    result = invoke(evolve, "search.yml", "--storage-path", tmp_path, *arguments)
+    assert result.exit_code == 0, result.output
+    assert started == [SearchOptions(search_file=Path("search.yml"), storage_path=tmp_path, **expected)]
+    assert result.stderr.startswith(f"note: {noted}" if noted else "")
+    assert len(result.stderr.splitlines()) == bool(noted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--on-disk", "--in-memory"], "--in-memory and --on-disk: give one of the two"),
+        (["--load-in-8bit", "--load-in-4bit"], "--load-in-8bit and --load-in-4bit: give one of the two"),
+        (["--load-in-8bit", "--in-memory"], "--load-in-8bit: .*; leave --in-memory out"),
+    ],
+)
+def test_contradictions_are_refused(
+    started: list[SearchOptions], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = invoke(evolve, "search.yml", "--storage-path", tmp_path, *arguments)
     assert result.exit_code == 2
-    assert f"{option}: not built yet; leave it out: " in result.stderr
+    assert re.search(message, " ".join(result.stderr.split()))
     assert started == []
 
 
@@ -181,14 +216,16 @@ def test_all_problems_come_in_one_exit(inputs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def kept_search(inputs: Path, storage: Path) -> str:
+def kept_search(inputs: Path, storage: Path, scored_by: str = "transformers") -> str:
     """A storage path whose search is over the tiny models, with no worker ever started."""
     from genome.frozen import frozen_search_file
     from genome.parse import parse_search_file
     from merge_engine.spec import dump_yaml
 
     text = tiny.search_text(inputs / "models")
-    written(storage, view(12)).search_file.write_text(
+    journal = view(12)
+    journal = replace(journal, run=replace(journal.run, inputs={"scored by": scored_by}))
+    written(storage, journal).search_file.write_text(
         dump_yaml(frozen_search_file(parse_search_file(text))), encoding="utf-8"
     )
     return text
@@ -208,6 +245,19 @@ def test_another_seed_is_refused(inputs: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "belongs to a search with another seed" in result.stderr
     assert "--random-seed: 3 -> 4" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [("transformers", "transformers, 8-bit weights"), ("vllm", "transformers")]
+)
+def test_other_scores_are_refused(inputs: Path, tmp_path: Path, before: str, now: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    text = kept_search(inputs, tmp_path / "run", scored_by=before)
+    flags = ["--load-in-8bit"] if "8-bit" in now else ["--on-disk"]
+    result = search(inputs, tmp_path / "run", text, "--random-seed", 3, *flags)
+    assert result.exit_code == 1
+    assert "belongs to a search with other scores" in result.stderr
+    assert f"scored by: {before} -> {now}" in result.stderr
 
 
 def test_a_second_driver_is_refused(inputs: Path, tmp_path: Path) -> None:
@@ -281,8 +331,6 @@ def test_verbs_refuse_a_folder_without_a_search(tmp_path: Path, verb: tuple[str,
 
 
 def test_there_is_nothing_to_export_before_the_first_score(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from evolve.outcome import Failed
 
     failed = candidate(0, outcome=Failed(reason="no", stage="score"))

@@ -364,3 +364,16 @@ def test_the_workers_line_estimates_the_time() -> None:
         "2 workers on cpu, 1 thread and 0.9 GB each, batches of 8, generations of 12; "
         "300 items take 4.0 s: about 3 min 24 s for 101 candidates"
     )
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights_without_what_they_need(
+    check: Callable[..., Ready], monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    monkeypatch.setattr("fitness.quantisation.is_installed", lambda: False)
+    message = problems(check, bits=bits, on_disk=True)
+    assert f"--load-in-{bits}bit: the package bitsandbytes is not installed" in message
+    assert "pip install 'mergevolve[quantized]'" in message
+    monkeypatch.setattr("fitness.quantisation.is_installed", lambda: True)
+    message = problems(check, bits=bits, on_disk=True, vllm=True)
+    assert f"--load-in-{bits}bit: vLLM's engines score weights as they are merged" in message
