@@ -77,7 +77,8 @@ def test_a_search_stops_when_everything_fails_for_the_same_reason(tmp_path: Path
     assert ending["error"] == "RepeatedFailureError"
     assert re.search(
         r"^the last 8 candidates failed for the same reason \(worker: RuntimeError: the task's scorer "
-        r"divides by zero\); the tracebacks are in the workers' logs\. Mend it and start the same command again$",
+        r"divides by zero\); the tracebacks are in the workers' logs\. Mend it and start the same "
+        r"command again$",
         ending["message"],
     )
     assert len(candidates(tmp_path / "search")) == 8
