@@ -176,7 +176,7 @@ class SimulatedFleet:
             seconds[span.kind] += max(0.0, min(span.end_s, end_s) - max(span.begin_s, begin_s))
         total_s = len(self._places) * (end_s - begin_s)
         spent = {kind: value_s / total_s for kind, value_s in seconds.items()}
-        return Shares(**spent, idle=1 - sum(spent.values()))
+        return Shares(**spent, idle=max(0.0, 1 - sum(spent.values())))
 
     @contextmanager
     def _charged(self) -> Iterator[None]:
