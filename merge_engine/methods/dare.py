@@ -1,4 +1,4 @@
-"""DARE: drop task vector elements at random, rescale the rest. Yu et al. 2023, arXiv 2311.03099, section 3.2.
+"""DARE: drop task vector elements at random, rescale the rest. Yu et al. 2023, arXiv 2311.03099.
 
 Which elements stay is fixed by one field of uniforms per (seed, content of the model, tensor): element i
 stays where u_i >= 1 - density, so that a smaller density keeps a subset of what a larger one keeps.
@@ -41,7 +41,7 @@ def dare(
     normalize: bool,
     factor: Tensor | None,
 ) -> Tensor:
-    """base + lambda * sum_m of the terms w_m * gain_m * mask_m * delta_m (section 3.2: gain 1/density).
+    """base + lambda * sum_m of the terms w_m * gain_m * mask_m * delta_m (gain 1/density).
 
     ``fields``: for each model the key of its field, int32 of shape (2,), or the uniforms, fp32 of shape (N,),
     which are used up. ``elect``: only terms of the elected sign count (TIES, algorithm 1, steps 2 and 3).

@@ -1,4 +1,4 @@
-"""Weighted mean of models. Wortsman et al. 2022, Model Soups, arXiv 2203.05482, section 2.
+"""Weighted mean of models. Wortsman et al. 2022, Model Soups, arXiv 2203.05482.
 
 Suffixes: N elements, M models.
 """

@@ -1,6 +1,6 @@
 """Model Stock: between the base and the mean of the models, as far as their angles say.
 
-Jang et al. 2024, Model Stock, arXiv 2403.19522, equations 2 and 3.
+Jang et al. 2024, Model Stock, arXiv 2403.19522.
 Suffixes: N elements, L vectors of a tensor.
 """
 
@@ -25,7 +25,7 @@ def model_stock(
     share: Tensor,
     rest: Tensor,
 ) -> Tensor:
-    """t * (mean of the models) + (1 - t) * base (equation 2); t and 1 - t: scalars or one per element."""
+    """t * (mean of the models) + (1 - t) * base; t and 1 - t: scalars or one per element."""
     sum_N = read(sources[0], dtype)
     for source_N in sources[1:]:
         sum_N = rounded(sum_N + read(source_N, dtype), dtype)
@@ -35,7 +35,7 @@ def model_stock(
 
 
 def stock_shares(cosine_L: Tensor, models: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """t = k c / (1 + (k - 1) c) and 1 - t for k models with task vectors of mean cosine c (equation 3).
+    """t = k c / (1 + (k - 1) c) and 1 - t for k models with task vectors of mean cosine c.
 
     Where the task vectors balance out (the divisor is 0), their mean is the base: then t is 0.
     """

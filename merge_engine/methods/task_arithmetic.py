@@ -29,7 +29,7 @@ def task_arithmetic(
     divisor: Tensor | None,
     factor: Tensor | None,
 ) -> Tensor:
-    """base + lambda * sum_m w_m (x_m - base) (section 2), the sum divided by ``divisor`` if there is one."""
+    """base + lambda * sum_m w_m (x_m - base), the sum divided by ``divisor`` if there is one."""
     mixed_N = weighted(task_vector(sources[0], base_N, dtype), weights_M[0], dtype)
     for m, source_N in enumerate(sources[1:], start=1):
         mixed_N = mixed_N + weighted(task_vector(source_N, base_N, dtype), weights_M[m], dtype)

@@ -1,6 +1,6 @@
 """TSV-Merge: the leading singular vectors of each task, decorrelated.
 
-Gargiulo et al. 2025, Task Singular Vectors, arXiv 2412.00081, section 4 (algorithm 1).
+Gargiulo et al. 2025, Task Singular Vectors, arXiv 2412.00081, algorithm 1.
 """
 
 from __future__ import annotations

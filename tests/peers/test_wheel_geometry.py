@@ -124,7 +124,7 @@ def test_model_stock(models: Callable[[str], Models], kind: str, dtype: str, cou
             if (kind, dtype, name) == ("zeros and copies", "float16", "long"):
                 continue  # float16 does not hold the wheel's inner products
             if name == "column" and parameters:
-                continue  # cosines of single numbers are 1 or -1, of which equation 3 makes anything
+                continue  # cosines of single numbers are 1 or -1, of which the share makes anything
             inputs = made.inputs(name, dtype, count, True)
             theirs = reference(inputs, "model_stock", parameters, True, DTYPES[dtype])
             assert_near(tensor, theirs, inputs, f"{name}, {parameters}", few)
