@@ -145,7 +145,7 @@ def _common(search_file: Path, storage: Path, demo: Path, *, fevals: int) -> lis
 def _run(command: list[str], log: Path, environment: dict[str, str]) -> None:
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     settings = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", **environment}
-    with log.open("wb") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=settings)
+    with log.open("wb") as output:  # pycma in the incumbent leaves its logs where it runs
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=settings, cwd=log.parent)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:3])} ended with {done.returncode}; see {log}")
