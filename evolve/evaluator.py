@@ -20,6 +20,7 @@ class WorkerContext:
     device: str  # "cpu" or "cuda": a worker sees only its own GPU
     memory_share: float  # of the memory that is free on its machine, in (0, 1]
     logs: Path | None  # folder for its log file; None on a machine that does not see the storage path
+    folder: Path | None = None  # the driver's working directory, which relative paths are meant from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

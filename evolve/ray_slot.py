@@ -85,6 +85,7 @@ def start_slot(
         device=share.device,
         memory_share=share.memory_share(node),
         logs=logs,
+        folder=Path.cwd(),
     )
     # max_task_retries stays 0: a candidate is retried by us, on a worker that was prepared again.
     options = {

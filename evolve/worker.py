@@ -46,6 +46,8 @@ class Worker:
         self._evaluator: Evaluator | None = None
         # Read by OpenMP when torch is imported, which no module does before the factory is called.
         os.environ["OMP_NUM_THREADS"] = str(context.threads)
+        if context.folder is not None and context.folder.is_dir():
+            os.chdir(context.folder)  # a running cluster's workers start wherever it was started
         _log_to_file(context)
 
     def prepare(self, batch_size: int | None) -> Prepared | NotPrepared:

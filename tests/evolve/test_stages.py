@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -221,7 +222,7 @@ def content(storage: StoragePath, names: tuple[str, ...]) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_killed_in_each_stage_the_search_ends_as_if_nothing_had_happened(place: Path) -> None:
+def test_killed_in_each_stage_and_moved_the_search_ends_as_if_nothing_had_happened(place: Path) -> None:
     data = search_file(place, candidates=(60, 60))
     (place / "search.yml").write_text(yaml.safe_dump(data), encoding="utf-8")
     straight, killed = StoragePath(place / "straight"), StoragePath(place / "killed")
@@ -230,11 +231,28 @@ def test_killed_in_each_stage_the_search_ends_as_if_nothing_had_happened(place: 
     kill_after(place, "killed", killed.journal, 10)
     first = killed.stage("first").journal.read_bytes()
     assert len(read_journal(killed.journal).candidates) < 60, "the kill was meant to come in the middle"
-    finish(driver(place, "killed"))
+    before_names = Path(shutil.copytree(killed.folder, place / "before-names"))
+    killed = StoragePath(killed.folder.rename(place / "moved"))
+    finish(driver(place, "moved"))
     assert killed.stage("first").journal.read_bytes() == first, "a closed stage is left alone"
     assert content(killed, ("first",)) == content(straight, ("first",))
     assert (killed.final_model / TENSORS).read_bytes() == (straight.final_model / TENSORS).read_bytes()
+    check_old_journal(place, StoragePath(before_names), straight)
     check_results(place, straight)
+
+
+def check_old_journal(place: Path, storage: StoragePath, straight: StoragePath) -> None:
+    """A journal that names a winner by the folder where it lay, wherever that was, goes on with that name."""
+    folder = "/then/run/stages/first/final_model"
+    text = storage.journal.read_text(encoding="utf-8")
+    assert "winner:first" in text
+    storage.journal.write_text(text.replace("winner:first", folder), encoding="utf-8")
+    finish(driver(place, storage.folder.name))
+    found = [
+        [line.replace(folder, "winner:first") for line in lines] for lines in content(storage, ("first",))
+    ]
+    assert found == content(straight, ("first",))
+    assert storage.best_config.read_bytes() == straight.best_config.read_bytes()
 
 
 def check_results(place: Path, storage: StoragePath) -> None:
