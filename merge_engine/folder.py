@@ -17,6 +17,7 @@ from merge_engine.plan import Plan, TensorJob
 from merge_engine.shards import TensorSpec, write_shards
 from merge_engine.spec.recipe import Recipe
 from merge_engine.synced_files import write_json, write_text
+from merge_engine.tied import untied_config
 from merge_engine.tokenizer_files import config_aligner, write_tokenizer
 from merge_engine.vocabulary.chat_templates import chosen_template
 from merge_engine.vocabulary.tokens import json_of
@@ -159,6 +160,8 @@ def _traffic_bytes(engine: Engine, job: TensorJob) -> int:
 def merged_config(engine: Engine, plan: Plan) -> dict[str, Any]:
     """The config of the result: that of the base (or first) model, with the result's dtype and layers."""
     config = dict(engine.header(plan.config_source).config)
+    if plan.untied:
+        config = untied_config(config)
     dtypes = [job.out_dtype for job in plan.jobs if job.out_dtype is not None]
     if dtypes:
         config.pop("torch_dtype", None)

@@ -13,7 +13,13 @@ from merge_engine.errors import CheckpointError, PlanError, Problem
 from merge_engine.layers import LayerNames, Stack, layer_names
 from merge_engine.plan_parameters import ParameterValues
 from merge_engine.plan_sections import Piece, Section, SectionFinder, first_pattern
-from merge_engine.plan_tensors import Model, ModelTensors, architecture_problems, most_telling
+from merge_engine.plan_tensors import (
+    Model,
+    ModelTensors,
+    architecture_problems,
+    most_telling,
+    with_heads,
+)
 from merge_engine.plan_types import LayerOrigin, Plan, StackPlan, TensorJob, TensorRef
 from merge_engine.spec.methods import METHODS
 from merge_engine.spec.recipe import InputModel, Recipe, SliceSource
@@ -58,7 +64,7 @@ def make_plan(
     if problems:
         raise PlanError(problems)
     alignment = align(recipe, header_of) if alignment_of is None else alignment_of(recipe)
-    tensors = ModelTensors(models, alignment, problems, lenient=allow_crimes)
+    tensors = ModelTensors(with_heads(models), alignment, problems, lenient=allow_crimes)
     return _Planner(recipe, tensors, alignment, problems).plan()
 
 
@@ -90,6 +96,7 @@ class _Planner:
             jobs=tuple(jobs),
             stacks=tuple(stack for section, pieces in made for stack in self._stacks(section, pieces)),
             config_source=self._source,
+            untied=self._tensors.has_borrowed_heads(self._source),
             alignment=self._alignment,
         )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from merge_engine.checkpoint_header import CheckpointHeader, TensorInfo
 from merge_engine.errors import Problem
 from merge_engine.layers import LayerNames
 from merge_engine.merge_dtype import EIGHT_BITS, common_dtype, is_real
 from merge_engine.plan_types import TensorRef
+from merge_engine.tied import missing_heads
 from merge_engine.vocabulary.alignment import Alignment
 from merge_engine.vocabulary.tokens import has_token_rows, vocabulary_rows
 
@@ -20,10 +21,36 @@ _COMPUTED = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|attn\.(ma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model of the recipe."""
+    """A model of the recipe.
+
+    ``heads``: output heads of other models that are among its ``names`` though it has them not by itself,
+    each with the tensor that stands for it.
+    """
 
     header: CheckpointHeader
     names: LayerNames
+    heads: Mapping[str, str] = field(default_factory=dict)
+
+    def stored(self, name: str) -> TensorInfo | None:
+        """The tensor of that name, or None."""
+        return self.header.tensors.get(self.heads.get(name, name))
+
+
+def with_heads(models: Mapping[str, Model]) -> dict[str, Model]:
+    """``models`` where those of tied weights have the heads that others have: their own embeddings."""
+    made = dict(models)
+    for reference, model in models.items():
+        others = [other.header for other in models.values() if other is not model and _has_more(other, model)]
+        heads = missing_heads(model.header, others) if others else {}
+        if heads:
+            names = replace(model.names, after=tuple(sorted({*model.names.after, *heads})))
+            made[reference] = replace(model, names=names, heads=heads)
+    return made
+
+
+def _has_more(other: Model, model: Model) -> bool:
+    """Whether a model has tensors outside its layers that another one lacks."""
+    return not set(other.names.after) <= set(model.names.after)
 
 
 class ModelTensors:
@@ -40,8 +67,14 @@ class ModelTensors:
     def names(self, model: str) -> LayerNames:
         return self._models[model].names
 
+    def has_borrowed_heads(self, model: str) -> bool:
+        """Whether a model of tied weights has heads only because others have them."""
+        return bool(self._models[model].heads)
+
     def info(self, model: str, name: str) -> TensorInfo:
-        return self._models[model].header.tensors[name]
+        info = self._models[model].stored(name)
+        assert info is not None, (model, name)
+        return info
 
     def shape(self, model: str, name: str) -> tuple[int, ...]:
         """The shape of a model's tensor once its vocabulary is the result's."""
@@ -56,18 +89,21 @@ class ModelTensors:
         name = names[model]
         rows = self._alignment.maps.get(model)
         if rows is None or not self._has_token_rows(model, name):
-            return TensorRef(model=model, name=name)
-        donors = tuple(TensorRef(model=donor, name=names.get(donor, name)) for donor in rows.donors)
+            return self._ref(model, name)
+        donors = tuple(self._ref(donor, names.get(donor, name)) for donor in rows.donors)
         for donor in donors:
             self._check_donor(donor, model, name)
-        return TensorRef(model=model, name=name, rows=rows, donors=donors)
+        return replace(self._ref(model, name), rows=rows, donors=donors)
+
+    def _ref(self, model: str, name: str) -> TensorRef:
+        return TensorRef(model=model, name=self._models[model].heads.get(name, name))
 
     def mergeable(self, name: str, names: Mapping[str, str], pattern: str) -> list[str]:
         """The models whose tensors make up the result's ``name``: none where they do not fit.
 
         A computed tensor that not all have is that of ``pattern`` alone.
         """
-        missing = [model for model in names if names[model] not in self._models[model].header.tensors]
+        missing = [model for model in names if self._models[model].stored(names[model]) is None]
         if missing and _COMPUTED.search(name) and pattern not in missing:
             return [pattern]
         if missing:
@@ -121,8 +157,7 @@ class ModelTensors:
                     self._refuse(name, f"missing in {pattern}, but {model} has it", remedy)
 
     def _has_token_rows(self, model: str, name: str) -> bool:
-        header = self._models[model].header
-        return has_token_rows(name, header.tensors[name], vocabulary_rows(header))
+        return has_token_rows(name, self.info(model, name), vocabulary_rows(self._models[model].header))
 
     def _check_donor(self, donor: TensorRef, model: str, name: str) -> None:
         there = self._models[donor.model].header.tensors.get(donor.name)

@@ -90,6 +90,7 @@ class Plan:
     jobs: tuple[TensorJob, ...]
     stacks: tuple[StackPlan, ...]
     config_source: str  # the model whose config describes the result, but for its layers and vocabulary
+    untied: bool  # the result has an output head of its own, though that config says it has not
     alignment: Alignment
 
     @property

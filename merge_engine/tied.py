@@ -1,8 +1,8 @@
-"""Tensors that only repeat another one they are tied to: they are merged and written once."""
+"""Output heads tied to the embeddings: merged and written once, unless other models have their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from merge_engine.checkpoint_header import CheckpointHeader, TensorInfo
@@ -22,10 +22,31 @@ def repeated_names(header: CheckpointHeader) -> frozenset[str]:
     pairs = [pair for pair in _pairs(header) if _same_content(*(header.tensors[name] for name in pair))]
     if not pairs:
         return frozenset()
-    tied = _says(header.config)
-    if tied is None:
-        tied = _default(header.config)
-    return frozenset(repeat for _, repeat in pairs) if tied else frozenset()
+    return frozenset(repeat for _, repeat in pairs) if _is_tied(header.config) else frozenset()
+
+
+def missing_heads(header: CheckpointHeader, others: Iterable[CheckpointHeader]) -> dict[str, str]:
+    """The output heads that ``others`` have beside their embeddings, and a model with tied weights has not.
+
+    Each with the name of the embeddings, which are its head.
+    """
+    heads = {head: embeddings for other in others for embeddings, head in _pairs(other)}
+    own = repeated_names(header)
+    found = {
+        head: embeddings
+        for head, embeddings in heads.items()
+        if embeddings in header.tensors and (head not in header.tensors or head in own)
+    }
+    return found if found and _is_tied(header.config) else {}
+
+
+def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model that has got an output head of its own."""
+    untied = {**config, "tie_word_embeddings": False}
+    for part in ("text_config", "decoder"):
+        if isinstance(config.get(part), dict) and "tie_word_embeddings" in config[part]:
+            untied[part] = {**config[part], "tie_word_embeddings": False}
+    return untied
 
 
 def _pairs(header: CheckpointHeader) -> Iterator[tuple[str, str]]:
@@ -53,6 +74,11 @@ def _is_outer(name: str) -> bool:
 
 def _embeddings_first(name: str) -> tuple[bool, bool, str]:
     return "shared" not in name, "emb" not in name and "wte" not in name, name
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    said = _says(config)
+    return _default(config) if said is None else said
 
 
 def _says(config: Mapping[str, Any]) -> bool | None:

@@ -199,3 +199,29 @@ def test_without_a_dtype_mixed_ones_are_merged_in_one_that_holds_all(
     for key, tensor in theirs.items():
         assert ours[key].dtype == tensor.dtype == torch.float32
         assert torch.equal(ours[key], tensor)
+
+
+@pytest.mark.parametrize("base", ["own", "tied"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "slerp"])
+def test_tied_and_untied_weights_are_merged_alike(method: str, base: str, tmp_path: Path) -> None:
+    for seed, name in enumerate(("own", "tied")):
+        settings = toy.config(tie_word_embeddings=name == "tied")
+        tensors = toy.random_tensors(settings, seed, dtype=torch.float32)
+        toy.save(tmp_path / name, settings, tensors)
+    other = "own" if base == "tied" else "tied"
+    models = [
+        entry(str(tmp_path / name), **({"weight": 0.25} if method != "slerp" else {}))
+        for name in (base, other)
+    ]
+    data = {
+        "merge_method": method,
+        "models": models,
+        "dtype": "float32",
+        "parameters": {"t": 0.3} if method == "slerp" else {},
+    }
+    if method != "linear":
+        data["base_model"] = str(tmp_path / base)
+    theirs, ours = wheel_merge(data, tmp_path / "out"), our_merge(data)
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        assert torch.allclose(ours[key], tensor, rtol=1e-5, atol=1e-6), key
