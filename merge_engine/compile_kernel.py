@@ -1,13 +1,17 @@
 """Compiles one variant of a kernel into a shared library.
 
-Run as a process of its own, it takes a `Variant` as JSON on standard input: the compiler's memory and threads
-are not those of the merge, which goes on meanwhile.
+Run as a process of its own, it takes a `Variant` as JSON on standard input: the memory that tracing takes is
+not that of the merge, which goes on meanwhile.
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
+import platform
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -18,19 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge_engine.kernel_source import kernel_source
 from merge_engine.kernel_variants import EXAMPLE_ELEMENTS, Variant, example, flatten, nested
 from merge_engine.methods.rounding import rounded
 
-# Rounding must stay where the kernels put it, and a product must not be fused into a sum.
-INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
-    "emulate_precision_casts": True,
-    "cpp.enable_floating_point_contract_flag": "off",
-}
-_LIBRARY_OPTIONS = {
-    **INDUCTOR_OPTIONS,
-    "aot_inductor.compile_wrapper_opt_level": "O0",  # all the time is spent in the kernel itself
-    "aot_inductor.package": False,
-}
+# Values are those of the operations as they are written: no product is fused into a sum, integers wrap round.
+_EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
+_LIBRARY = ("-x", "c++", "-std=c++17", "-O3", "-shared", "-fPIC", "-w")
 
 
 def write(
@@ -62,27 +60,44 @@ class Program(torch.nn.Module):
         write(self._kernel, out_N, sources, base_N, first, self._variant.merge_dtypes(), arguments)
 
 
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, or what is found."""
+    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
 def build(variant: Variant, library: Path) -> None:
     """Write the shared library of ``variant``: it takes the place of the first element, then all tensors."""
-    torch.set_num_threads(variant.threads)
+    source = kernel_source(_traced(variant))
+    found = compiler()
+    if found is None:
+        raise RuntimeError("no C++ compiler: install g++ or clang++, or name one in $CXX")
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        command = [found, *_LIBRARY, *_EXACT, *_processor_options(), "-o", str(made), "-"]
+        subprocess.run(command, input=source, text=True, check=True)
+        made.replace(library)
+
+
+def _traced(variant: Variant) -> torch.fx.Graph:
     tensors = [torch.tensor(0, dtype=torch.int32), *flatten(example(variant.form))]
     sizes = [_dynamic(tensor) for tensor in tensors[1:]]
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's own code
-        with torch.no_grad():
-            program = torch.export.export(
-                Program(variant), tuple(tensors), dynamic_shapes=(None, tuple(sizes))
-            )
-            built = torch._inductor.aot_compile(
-                program.module(),
-                tuple(tensors),
-                options={**_LIBRARY_OPTIONS, "aot_inductor.output_path": str(Path(folder) / "kernel.so")},
-            )
-        Path(str(built)).replace(library)
+        exported = torch.export.export(Program(variant), tuple(tensors), dynamic_shapes=(None, tuple(sizes)))
+    graph: torch.fx.Graph = exported.graph
+    return graph
 
 
 def _dynamic(tensor: Tensor) -> dict[int, Any]:
     return {axis: torch.export.Dim.AUTO for axis, size in enumerate(tensor.shape) if size == EXAMPLE_ELEMENTS}
+
+
+def _processor_options() -> tuple[str, ...]:
+    """All instructions of this processor, and its widest vectors."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ("-mcpu=native",)
+    return "-march=native", "-mprefer-vector-width=512"
 
 
 def main() -> None:

@@ -1,32 +1,35 @@
 """Compiled kernels: those an earlier process left, or made by a process of their own while work goes on.
 
 Compiling costs a constant, running eagerly a sum that grows: a kernel is compiled once it has run eagerly for
-some seconds, so that short work never waits for a compiler and long work hardly notices the start.
+a while, so that short work never waits for a compiler and long work hardly notices the start.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
-import torch
+from torch import Tensor
 
+from merge_engine.compile_kernel import build, compiler
+from merge_engine.kernel_source import FUNCTION
 from merge_engine.kernel_variants import Variant
 
 CompilePolicy = Literal["auto", "always", "never"]
-Compiled = Callable[..., object]
+# Takes the place of the first element, the result and the other tensors of a call (`compile_kernel.Program`).
+Compiled = Callable[[Sequence[Tensor]], None]
 
-PATIENCE_S = 3.0  # of eager work before a kernel is compiled, which takes 10-20 s of another core
+PATIENCE_S = 0.5  # of eager work before a kernel is compiled, which takes 3 s of another core
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +49,7 @@ class KernelLibrary:
         self._entries: dict[Variant, _Entry] = {}
 
     def find(self, variant: Variant) -> Compiled | None:
-        """The compiled kernel if it is there by now; it takes what `compile_kernel.build` says."""
+        """The compiled kernel if it is there by now."""
         if self._policy == "never":
             return None
         entry = self._entries.get(variant)
@@ -71,13 +74,9 @@ class KernelLibrary:
         file = self._folder / variant.file_name()
         if not file.is_file() or not _is_ours(file):
             return None
-        library = torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1)
-        run: Callable[..., object] = library.run
-        return run
+        return _call(file)
 
     def _build_here(self, variant: Variant, entry: _Entry) -> None:
-        from merge_engine.compile_kernel import build
-
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         build(variant, self._folder / variant.file_name())
         entry.compiled = self._load(variant)
@@ -134,8 +133,22 @@ class _Entry:
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler that torch's would find here."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    """Whether kernels can be compiled here."""
+    return compiler() is not None
+
+
+def _call(file: Path) -> Compiled:
+    """The function of a library. Other threads run while it does."""
+    function = getattr(ctypes.CDLL(str(file)), FUNCTION)
+    function.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p)]
+    function.restype = None
+
+    def call(tensors: Sequence[Tensor]) -> None:
+        given = [tensor.contiguous() for tensor in tensors]
+        addresses = (ctypes.c_void_p * len(given))(*[tensor.data_ptr() for tensor in given])
+        function(given[1].numel(), addresses)
+
+    return call
 
 
 def _is_ours(file: Path) -> bool:

@@ -28,7 +28,6 @@ class Variant:
     kernel: str
     form: Form
     dtypes: tuple[str, str]
-    threads: int
 
     @staticmethod
     def of(
@@ -42,7 +41,6 @@ class Variant:
             f"{kernel.__module__}:{kernel.__qualname__}",
             _form(tuple(tensors), length),
             (_name(dtypes[0]), _name(dtypes[1])),
-            torch.get_num_threads(),
         )
 
     def function(self) -> Callable[..., Tensor]:
@@ -54,12 +52,12 @@ class Variant:
         return getattr(torch, self.dtypes[0]), getattr(torch, self.dtypes[1])
 
     def to_json(self) -> str:
-        return json.dumps([self.kernel, self.form, self.dtypes, self.threads])
+        return json.dumps([self.kernel, self.form, self.dtypes])
 
     @staticmethod
     def from_json(text: str) -> Variant:
-        kernel, form, dtypes, threads = json.loads(text)
-        return Variant(kernel, _as_tuples(form), (dtypes[0], dtypes[1]), threads)
+        kernel, form, dtypes = json.loads(text)
+        return Variant(kernel, _as_tuples(form), (dtypes[0], dtypes[1]))
 
     def file_name(self) -> str:
         """The name of its library: another one where code, torch or processor differ."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from merge_engine.cache_folder import cache_folder
-from merge_engine.compile_kernel import INDUCTOR_OPTIONS, write
-from merge_engine.kernel_library import CompilePolicy, KernelLibrary
+from merge_engine.compile_kernel import write
+from merge_engine.kernel_library import Compiled, CompilePolicy, KernelLibrary
 from merge_engine.kernel_variants import Variant, flatten
 from merge_engine.methods.family import GROUP_ELEMENTS, Argument, Call, Kernel
 
@@ -21,7 +22,7 @@ Dtypes = tuple[torch.dtype, torch.dtype]
 PIECE_ELEMENTS = 2**15  # eager: some ten fp32 temporaries of this size stay in a core's cache
 EAGER_RUN_ELEMENTS = 2**20  # then look whether the kernel has been compiled meanwhile
 COMPILED_FROM_ELEMENTS = 2**12  # a call of a compiled kernel costs some 20 us, as much as so many eagerly
-COMPILED_RUN_ELEMENTS = 2**21  # other threads wait for the end of a call
+COMPILED_RUN_ELEMENTS = 2**21  # short enough to share out among threads
 DEVICE_FROM_ELEMENTS = 2**20  # on an accelerator compiling is worth it for long tensors,
 DEVICE_RUN_ELEMENTS = 2**24  # and launching costs more than temporaries
 
@@ -65,15 +66,31 @@ class Runner:
         while start < call.stop:
             compiled = None if variant is None else self._library.find(variant)
             if compiled is not None and can_compile():
-                stop = min(start + COMPILED_RUN_ELEMENTS, call.stop)
-                compiled(flatten((inputs.first(start), inputs.tensors(start, stop))))
-            else:
-                stop = min(start + EAGER_RUN_ELEMENTS, call.stop)
-                began_s = time.thread_time()
-                self._run_eagerly(inputs, start, stop)
-                if variant is not None:
-                    self._library.spent(variant, time.thread_time() - began_s)
+                self._run_compiled(compiled, inputs, start)
+                return
+            stop = min(start + EAGER_RUN_ELEMENTS, call.stop)
+            began_s = time.thread_time()
+            self._run_eagerly(inputs, start, stop)
+            if variant is not None:
+                self._library.spent(variant, time.thread_time() - began_s)
             start = stop
+
+    def _run_compiled(self, compiled: Compiled, inputs: _Inputs, start: int) -> None:
+        """From element ``start`` on, by as many threads as torch would take."""
+        stop, threads = inputs.call.stop, torch.get_num_threads()
+
+        def run(begin: int) -> None:
+            end = min(begin + COMPILED_RUN_ELEMENTS, stop)
+            compiled(flatten((inputs.first(begin), inputs.tensors(begin, end))))
+
+        begins = range(start, stop, COMPILED_RUN_ELEMENTS)
+        if threads == 1 or len(begins) == 1:
+            for begin in begins:
+                run(begin)
+            return
+        with ThreadPoolExecutor(min(threads, len(begins))) as pool:
+            for done in [pool.submit(run, begin) for begin in begins]:
+                done.result()
 
     def _run_eagerly(self, inputs: _Inputs, start: int, stop: int) -> None:
         step = inputs.length if inputs.length <= GROUP_ELEMENTS else PIECE_ELEMENTS
@@ -123,8 +140,8 @@ class _Inputs:
         return Variant.of(self.kernel, (*self._tensors, self.call.arguments), out_N.numel(), self.dtypes)
 
     def first(self, start: int) -> Tensor:
-        """The place of element ``start`` in the call, as kernels take it."""
-        return torch.tensor(start - self.call.start, dtype=torch.int32)
+        """The place of element ``start`` in the call, as kernels take it (those of calls up to 2**31)."""
+        return torch.tensor((start - self.call.start) % 2**31, dtype=torch.int32)
 
     def tensors(
         self, start: int, stop: int
@@ -143,4 +160,4 @@ class _Inputs:
 def _compiled(kernel: Kernel) -> Callable[..., None]:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
     merge = functools.partial(write, kernel)
-    return torch.compile(merge, dynamic=True, fullgraph=True, options=INDUCTOR_OPTIONS)
+    return torch.compile(merge, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})

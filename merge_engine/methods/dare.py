@@ -17,14 +17,13 @@ from torch import Tensor
 
 from merge_engine.methods.family import Argument, Call, Family, Group
 from merge_engine.methods.masks import kept_from
-from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N
-from merge_engine.methods.rounding import rounded, wide_dtype
+from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N, limit
+from merge_engine.methods.rounding import rounded, wide, wide_dtype
 from merge_engine.methods.task_vectors import (
     add_terms,
     factor_or_none,
     rounded_weights,
     task_vector,
-    weighted,
 )
 
 
@@ -49,8 +48,9 @@ def dare(
     terms = []
     for m, source_N in enumerate(sources):
         uniforms_N = _uniforms(fields[m], first, source_N.numel())
-        delta_N = kept_from(task_vector(source_N, base_N, dtype), uniforms_N, limits_M[m])
-        terms.append(weighted(rounded(delta_N * gains_M[m], dtype), weights_M[m], dtype))
+        scaled_N = rounded(task_vector(source_N, base_N, dtype) * gains_M[m], dtype)
+        kept_N = kept_from(scaled_N * weights_M[m], uniforms_N, limits_M[m])
+        terms.append(wide(rounded(kept_N, dtype)))
     return add_terms(base_N, terms, weights_M, factor, dtype, elect=elect, normalize=normalize)
 
 
@@ -63,7 +63,7 @@ def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
     densities = job.values("density")
     gains = [1.0 / density if job.flag("rescale") else 1.0 for density in densities]
     rest: tuple[Argument, ...] = (
-        torch.tensor([1.0 - density for density in densities], dtype=torch.float32),
+        torch.tensor([limit(1.0 - density) for density in densities], dtype=torch.float32),
         torch.tensor(gains, dtype=wide_dtype(group.dtype)),
         elect,
         job.flag("normalize"),

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group, Inputs
 from merge_engine.methods.masks import kept_from
-from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N
-from merge_engine.methods.rounding import rounded
+from merge_engine.methods.random_field import FIELD_ELEMENTS, field_N, limit
+from merge_engine.methods.rounding import rounded, wide_dtype
 from merge_engine.methods.task_vectors import (
     add_terms,
     factor_or_none,
@@ -92,9 +92,9 @@ def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
     job = group.job
     spans = [(d, narrowed(d, e)) for d, e in zip(job.values("density"), job.values("epsilon"), strict=True)]
     rest = (
-        torch.tensor([1.0 - density + epsilon for density, epsilon in spans], dtype=torch.float32),
+        torch.tensor([limit(1.0 - density + epsilon) for density, epsilon in spans], dtype=torch.float32),
         # An epsilon of nothing leaves a step so steep that it keeps all or nothing.
-        torch.tensor([LEVELS / max(2.0 * epsilon, 1e-30) for _, epsilon in spans], dtype=torch.float32),
+        torch.tensor([LEVELS / (2.0**32 * max(2.0 * e, 1e-30)) for _, e in spans], dtype=torch.float32),
         _gains(group, spans) if job.flag("rescale") else None,
         elect,
         job.flag("normalize"),
@@ -129,7 +129,7 @@ def _runs(elements: int, columns: int) -> Iterator[tuple[int, int]]:
 
 def _table(thresholds: Tensor) -> Tensor:
     """`STRIDE` thresholds for each row of a run, in a tensor that has one size for all runs."""
-    table = torch.empty((_RUN_ROWS + 1) * STRIDE, dtype=thresholds.dtype)
+    table = torch.empty((_RUN_ROWS + 1) * STRIDE, dtype=wide_dtype(thresholds.dtype))
     table[: thresholds.numel()] = thresholds
     return table
 

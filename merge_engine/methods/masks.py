@@ -6,6 +6,9 @@ in-place comparisons. Compiled, such masks would take five instructions where a 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,8 +27,12 @@ def elected_sign(vote_N: Tensor) -> Tensor:
     return vote_N.clone().ge_(0.0).mul_(2.0).sub_(1.0)
 
 
-def share_of(positive_N: Tensor, weight: Tensor) -> Tensor:
-    """``weight`` where ``positive_N``, which is never negative, is not 0."""
+def sum_of_positive(measures: Sequence[Tensor], numbers: Sequence[Tensor]) -> Tensor:
+    """The sum of those ``numbers`` (scalars, or one for each element) whose measure is above 0."""
+    pairs = list(zip(measures, numbers, strict=True))
     if torch.compiler.is_compiling():
-        return torch.where(positive_N > 0.0, weight, 0.0)
-    return positive_N.sign() * weight
+        sum_N = torch.where(measures[0] > 0.0, numbers[0], 0.0)
+        for measure_N, number in pairs[1:]:
+            sum_N = torch.where(measure_N > 0.0, sum_N + number, sum_N)
+        return sum_N
+    return functools.reduce(torch.add, [measure_N.gt(0.0) * number for measure_N, number in pairs]) + 0.0

@@ -1,8 +1,9 @@
 """A fixed field of uniforms: the number at each place is a hash of the place and a key, so that any piece
 of it can be made anywhere, on any worker, in any order.
 
-The hash is two multiply-xorshift rounds (constants of Ettinger and Wellons, hash-prospector, lowbias32) with
-one half of a 64-bit key before each. All arithmetic is modulo 2**32 in int32.
+The hash is two xorshift-multiply rounds (constants of Ettinger and Wellons, hash-prospector, lowbias32) with
+one half of a 64-bit key before each. All arithmetic is modulo 2**32 in int32. Compared with a limit, a number
+is as good as its upper bits, so the last xorshift, which mends lower ones, is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hashlib
 import torch
 from torch import Tensor
 
-_FIELD_BITS = 24  # what fp32 holds exactly
 FIELD_ELEMENTS = 2**30  # one key serves so many elements; longer tensors take one key per block
 
 
@@ -28,14 +28,18 @@ def field_key(seed: int, source: str, tensor: str, block: int) -> tuple[int, int
     )
 
 
+def limit(share: float) -> float:
+    """What ``share`` of a field lies below."""
+    return (share - 0.5) * 2.0**32
+
+
 def field_N(first: Tensor, count: int, key_2: Tensor) -> Tensor:
-    """``count`` uniforms in [0, 1), multiples of 2**-24 in fp32, from place ``first`` (int32 scalar) on."""
+    """``count`` numbers, fp32, uniform from -2**31 to 2**31, from place ``first`` (int32 scalar) on."""
     x_N = torch.arange(count, dtype=torch.int32, device=key_2.device) + first
     x_N = x_N ^ key_2[0]
     x_N = (x_N ^ _shifted(x_N, 16)) * 0x7FEB352D
     x_N = (x_N ^ _shifted(x_N, 15)) + key_2[1]
-    x_N = x_N * (0x846CA68B - 2**32)
-    return _shifted(x_N ^ _shifted(x_N, 16), 32 - _FIELD_BITS).to(torch.float32) * 2.0**-_FIELD_BITS
+    return (x_N * (0x846CA68B - 2**32)).to(torch.float32)
 
 
 def _shifted(x_N: Tensor, bits: int) -> Tensor:

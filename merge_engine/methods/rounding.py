@@ -18,14 +18,14 @@ _BLOCK_ELEMENTS = 2**18  # read twice, the second time from the cache
 def rounded(x_N: Tensor, dtype: torch.dtype) -> Tensor:
     r"""``x_N`` rounded to nearest even in ``dtype``: in that dtype or, compiled, as fp32 of such values.
 
-    bfloat16 keeps 8 of fp32's 24 significant bits. Veltkamp's splitting (Dekker 1971, A floating-point
-    technique for extending the available precision) rounds to them in three operations, where a conversion
-    there and back takes twelve. It is exact for 2**-126 <= \|x\| < 2**111: tensors that could leave it are
-    merged eagerly (`is_moderate`), and what is smaller is wrong by less than 2**-133.
+    bfloat16 keeps 8 of fp32's 24 significant bits. (2**16 - 1) x, rounded to fp32, has lost all but those of
+    2**16 x; so a product and a fused one with a difference round to them, where a conversion there and back
+    takes twelve operations. (Veltkamp's splitting, Dekker 1971, takes three, with 2**16 + 1.) It is exact for
+    2**-126 <= \|x\| < 2**111: tensors that could leave it are merged eagerly (`is_moderate`), and what is
+    smaller is wrong by less than 2**-133.
     """
     if x_N.dtype == torch.float32 and dtype == torch.bfloat16 and _on_compiled_cpu(x_N):
-        scaled_N = x_N * 65537.0  # 2**16 + 1; a global would be read from memory for each vector
-        return scaled_N - (scaled_N - x_N)
+        return x_N * 65536.0 - x_N * 65535.0  # the first product is exact
     return x_N.to(dtype)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
-from merge_engine.methods.masks import elected_sign, kept_from, share_of
+from merge_engine.methods.masks import elected_sign, kept_from, sum_of_positive
 from merge_engine.methods.rounding import rounded, wide, wide_dtype
 from merge_engine.methods.task_vectors import add_to_base, task_vector, weighted
 from merge_engine.methods.trimming import runs
@@ -38,13 +38,11 @@ def sce(
         selected_N = kept_from(torch.ones_like(spread_N), spread_N, threshold)
         deltas = [rounded(delta_N * selected_N, dtype) for delta_N in deltas]
     sign_N = elected_sign(functools.reduce(torch.add, [wide(delta_N) for delta_N in deltas]))
-    agreeing = [
-        torch.relu(weighted(delta_N, weight, dtype) * sign_N)
-        for delta_N, weight in zip(deltas, weights, strict=True)
-    ]
-    shares = [share_of(term_N, weight) for term_N, weight in zip(agreeing, weights, strict=True)]
-    mixed_N = functools.reduce(torch.add, agreeing) * sign_N
-    return add_to_base(base_N, mixed_N, functools.reduce(torch.add, shares), None, dtype)
+    terms = [weighted(delta_N, weight, dtype) for delta_N, weight in zip(deltas, weights, strict=True)]
+    agreeing = [term_N * sign_N for term_N in terms]
+    return add_to_base(
+        base_N, sum_of_positive(agreeing, terms), sum_of_positive(agreeing, weights), None, dtype
+    )
 
 
 def variance(deltas: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

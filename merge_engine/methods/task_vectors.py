@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from merge_engine.methods.masks import elected_sign, share_of
+from merge_engine.methods.masks import elected_sign, sum_of_positive
 from merge_engine.methods.rounding import read, rounded, wide, wide_dtype
 
 
@@ -47,11 +47,11 @@ def add_terms(
 
     ``elect``: only terms of the elected sign count, and their weights, as in `consensus`.
     """
-    divisor: Tensor | None
     if elect:
         mixed_N, divisor = consensus(terms, weights_M, normalize)
     else:
-        mixed_N, divisor = functools.reduce(torch.add, terms), weights_M.sum() if normalize else None
+        mixed_N = functools.reduce(torch.add, terms)
+        divisor = functools.reduce(torch.add, _each(weights_M)) if normalize else None
     return add_to_base(base_N, mixed_N, divisor, factor, dtype)
 
 
@@ -66,14 +66,14 @@ def consensus(terms: Sequence[Tensor], weights_M: Tensor, normalize: bool) -> tu
     The sign of each element is elected by the sum of ``terms`` (zero counts as plus); only terms of that sign
     count. Returns their sum and, with ``normalize``, the sum of their weights.
     """
-    vote_N = functools.reduce(torch.add, terms)
-    sign_N = elected_sign(vote_N)
-    agreeing = [torch.relu(term_N * sign_N) for term_N in terms]
-    mixed_N = functools.reduce(torch.add, agreeing) * sign_N
-    if not normalize:
-        return mixed_N, None
-    shares = [share_of(term_N, weights_M[m]) for m, term_N in enumerate(agreeing)]
-    return mixed_N, functools.reduce(torch.add, shares)
+    sign_N = elected_sign(functools.reduce(torch.add, terms))
+    agreeing = [term_N * sign_N for term_N in terms]
+    mixed_N = sum_of_positive(agreeing, terms)
+    return mixed_N, sum_of_positive(agreeing, _each(weights_M)) if normalize else None
+
+
+def _each(numbers_M: Tensor) -> list[Tensor]:
+    return [numbers_M[m] for m in range(len(numbers_M))]
 
 
 def rounded_weights(weights: Sequence[float], dtype: torch.dtype) -> Tensor:

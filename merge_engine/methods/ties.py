@@ -12,13 +12,12 @@ from torch import Tensor
 
 from merge_engine.methods.family import Call, Family, Group
 from merge_engine.methods.masks import kept_from
-from merge_engine.methods.rounding import rounded
+from merge_engine.methods.rounding import rounded, wide
 from merge_engine.methods.task_vectors import (
     add_terms,
     factor_or_none,
     rounded_weights,
     task_vector,
-    weighted,
 )
 from merge_engine.methods.trimming import l1_gain, runs
 
@@ -42,10 +41,9 @@ def ties(
     terms = []
     for m, source_N in enumerate(sources):
         delta_N = task_vector(source_N, base_N, dtype)
-        trimmed_N = kept_from(delta_N, delta_N.abs(), thresholds[m])
-        if gains is not None:
-            trimmed_N = rounded(trimmed_N * gains[m], dtype)
-        terms.append(weighted(trimmed_N, weights_M[m], dtype))
+        scaled_N = delta_N if gains is None else rounded(delta_N * gains[m], dtype)
+        kept_N = kept_from(scaled_N * weights_M[m], delta_N.abs(), thresholds[m])
+        terms.append(wide(rounded(kept_N, dtype)))
     return add_terms(base_N, terms, weights_M, factor, dtype, elect=True, normalize=normalize)
 
 

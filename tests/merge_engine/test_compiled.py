@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from merge_engine import groups, kernel_library, runner
-from merge_engine.compile_kernel import INDUCTOR_OPTIONS, Program
 from merge_engine.engine import Engine
 from merge_engine.kernel_library import KernelLibrary, has_compiler
 from merge_engine.kernel_variants import Variant, example, flatten, nested
@@ -21,7 +19,6 @@ from tests.merge_engine import toy
 from tests.merge_engine.test_engine import merged, recipe, same
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
-quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 
 
 @pytest.fixture(scope="module")
@@ -38,35 +35,14 @@ def everything_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MERGEVOLVE_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def compiled_at_once(everything_long: None, monkeypatch: pytest.MonkeyPatch) -> list[Variant]:
-    """The same compiler without a library around its code, which takes a third of the time."""
-    made: list[Variant] = []
-    programs: dict[Variant, Callable[..., object]] = {}
-
-    def find(library: KernelLibrary, variant: Variant) -> Callable[..., object] | None:
-        if library._policy == "never":
-            return None
-        if variant not in programs:
-            torch._dynamo.reset()
-            program = torch.compile(Program(variant), dynamic=True, fullgraph=True, options=INDUCTOR_OPTIONS)
-            programs[variant] = lambda tensors: program(*tensors)
-            made.append(variant)
-        return programs[variant]
-
-    monkeypatch.setattr(KernelLibrary, "find", find)
-    return made
-
-
 @pytest.mark.slow
 @needs_compiler
-@quiet
 @pytest.mark.parametrize(
     ("method", "dtype"),
     [*((method, "bfloat16") for method in METHODS), ("ties", "float32"), ("dare_ties", "float32")],
 )
 def test_compiled_kernels_give_the_bits_of_eager_ones(
-    models: list[str], compiled_at_once: list[Variant], method: str, dtype: str
+    models: list[str], everything_long: None, method: str, dtype: str
 ) -> None:
     extra = {
         name: value
@@ -74,20 +50,19 @@ def test_compiled_kernels_give_the_bits_of_eager_ones(
         if METHODS[method].parameter(name)
     }
     job = recipe(method, models, dtype=dtype, **extra)
-    assert same(merged(Engine(), job), merged(Engine(compile="never"), job))
+    assert same(merged(Engine(compile="always"), job), merged(Engine(compile="never"), job))
 
 
 @pytest.mark.slow
 @needs_compiler
-@quiet
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
 def test_extreme_weights_give_no_nan_compiled_or_not(
-    tmp_path: Path, compiled_at_once: list[Variant], method: str
+    tmp_path: Path, everything_long: None, method: str
 ) -> None:
     huge, tiny = 2.0**120, 2.0**-133  # what gains and weights leave in bfloat16, and the smallest there is
     models = _extreme_models(tmp_path, [huge, -huge, 2.0**111, 2.0**-126, tiny, -tiny, 0.0, 1.0])
     job = recipe(method, models, normalize=True)
-    eager, compiled = merged(Engine(compile="never"), job), merged(Engine(), job)
+    eager, compiled = merged(Engine(compile="never"), job), merged(Engine(compile="always"), job)
     for name, tensor in eager.items():
         assert bool(tensor.isfinite().all())
         assert bool(((tensor == compiled[name]) | ((tensor - compiled[name]).abs() <= 2 * tiny)).all())

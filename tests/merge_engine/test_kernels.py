@@ -13,7 +13,7 @@ from torch import Tensor
 from merge_engine.methods.dare import dare
 from merge_engine.methods.linear import linear
 from merge_engine.methods.passthrough import passthrough
-from merge_engine.methods.random_field import field_key, field_N
+from merge_engine.methods.random_field import field_key, field_N, limit
 from merge_engine.methods.rounding import rounded
 from merge_engine.methods.slerp import slerp, slerp_parts
 from merge_engine.methods.table import FAMILIES
@@ -35,6 +35,10 @@ def models(count: int = 4, elements: int = 1000, seed: int = 0) -> list[Tensor]:
 
 def vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=F32)
+
+
+def field_limits(densities: Tensor) -> Tensor:
+    return torch.tensor([limit(1 - float(density)) for density in densities], dtype=F32)
 
 
 def close(merged: Tensor, expected: np.ndarray) -> None:
@@ -101,7 +105,7 @@ def test_dare_drops_and_rescales_what_the_field_says(elect: bool) -> None:
     base, *sources = models()
     weights, densities = (0.2, 0.5, 0.9), (0.3, 0.5, 0.8)
     base_d, *sources_d = doubles([base, *sources])
-    uniforms = [field_N(FIRST, len(base_d), key).numpy() for key in KEYS]
+    uniforms = [field_N(FIRST, len(base_d), key).numpy() / 2**32 + 0.5 for key in KEYS]
     terms = [
         w * (x - base_d) * (u >= np.float32(1 - p)) / p
         for w, x, u, p in zip(weights, sources_d, uniforms, densities, strict=True)
@@ -110,7 +114,7 @@ def test_dare_drops_and_rescales_what_the_field_says(elect: bool) -> None:
         sign = np.where(sum(terms) >= 0, 1.0, -1.0)
         terms = [term * (term * sign > 0) for term in terms]
     gains = vector(*(1 / p for p in densities))
-    arguments = (vector(*weights), KEYS, 1 - vector(*densities), gains, elect, False, None)
+    arguments = (vector(*weights), KEYS, field_limits(vector(*densities)), gains, elect, False, None)
     close(dare(sources, base, FIRST, F32, *arguments), base_d + sum(terms))
 
 
@@ -151,7 +155,17 @@ def _merge(
         return ties(sources, base, FIRST, dtype, weights, limits, None, True, None)
     densities, elect = vector(0.3, 0.5, 0.8)[order], name == "dare_ties"
     return dare(
-        sources, base, FIRST, dtype, weights, KEYS[order], 1 - densities, 1 / densities, elect, True, None
+        sources,
+        base,
+        FIRST,
+        dtype,
+        weights,
+        KEYS[order],
+        field_limits(densities),
+        1 / densities,
+        elect,
+        True,
+        None,
     )
 
 

@@ -136,7 +136,8 @@ def golden_della(models: list[str], name: str, *, votes: bool) -> Array:
         key = torch.tensor(
             field_key(0, fingerprint(open_header(Path(models[i + 1]))), name, 0), dtype=torch.int32
         )
-        u = field_N(torch.tensor(0, dtype=torch.int32), delta.size, key).double().numpy().reshape(delta.shape)
+        field = field_N(torch.tensor(0, dtype=torch.int32), delta.size, key).double()
+        u = (field / 2**32 + 0.5).numpy().reshape(delta.shape)
         rows = delta.reshape(1, -1) if delta.ndim == 1 else delta
         share = np.abs(rows).argsort(axis=1).argsort(axis=1) / (rows.shape[1] - 1)
         density, epsilon = OWN["density"][i], min(EPSILONS[i], OWN["density"][i], 1 - OWN["density"][i])
