@@ -83,7 +83,7 @@ class AsyncScheduler:
                 raise ReplayError(
                     f"{self._session.journal.path}: candidate {record.id} is of generation "
                     f"{record.generation}, but the lines before it are too few for that: some are missing, "
-                    "or in another order than they were written in"
+                    "or in another order than they were written in. Restore the file from a copy"
                 )
             if record.generation > checked:
                 checked = record.generation
@@ -111,15 +111,16 @@ class AsyncScheduler:
         session = self._session
         draft = decoded(session.space, draw.vector)
         proposal = _proposal(self._free_number(), draw, draft.recipe)
+        digest = recipe_digest(draft.recipe)
         if draft.refusal:
             self._arrive(draw, session.scribe.refused(proposal, draft.refusal))
-        elif (original := session.ledger.original(draft.recipe)) is not None:
+        elif (original := session.ledger.original(digest)) is not None:
             self._arrive(draw, session.scribe.copied(proposal, original))
-        elif (twin := self._in_flight.get(recipe_digest(draft.recipe))) is not None:
+        elif (twin := self._in_flight.get(digest)) is not None:
             twin.copies.append((draw, proposal))
             self._waiting += 1
         else:
-            self._in_flight[recipe_digest(draft.recipe)] = _InFlight(draw=draw, proposal=proposal)
+            self._in_flight[digest] = _InFlight(draw=draw, proposal=proposal)
             session.fleet.submit(Job(id=proposal.id, recipe=draft.recipe, split="search"))
 
     def _free_number(self) -> int:

@@ -30,9 +30,9 @@ class Ledger:
             self._take(record)
         self.best = choose_winner(record for record in self.records.values() if record.origin != MEAN)
 
-    def original(self, recipe: Mapping[str, Any]) -> CandidateRecord | None:
-        """The candidate whose outcome one with this recipe shares, if it was scored."""
-        number = self._originals.get(recipe_digest(recipe))
+    def original(self, digest: bytes) -> CandidateRecord | None:
+        """The candidate whose outcome all with a recipe of this digest share, if one was scored."""
+        number = self._originals.get(digest)
         return None if number is None else self.records[number]
 
     def free_id(self) -> int:

@@ -51,10 +51,11 @@ class Numbering:
         return copied_from
 
     def _first_with(self, recipe: Mapping[str, Any]) -> int | None:
-        original = self._ledger.original(recipe)
+        digest = recipe_digest(recipe)
+        original = self._ledger.original(digest)
         if original is not None:
             return original.id
-        first = self._entered.setdefault(recipe_digest(recipe), self.next_id)
+        first = self._entered.setdefault(digest, self.next_id)
         return None if first == self.next_id else first
 
     def _pass_means(self) -> None:

@@ -20,7 +20,7 @@ class GenerationSummary:
 
     generation: int
     evaluations: int  # scored candidates so far
-    candidates: tuple[CandidateRecord, ...]  # this generation's, in order
+    candidates: tuple[CandidateRecord, ...]  # that were told, in order
     mean_recipe: dict[str, Any]
     sigma: float
     std: NDArray[np.float64]  # (D,)

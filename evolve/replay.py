@@ -83,4 +83,7 @@ def _version_hint(run: RunRecord) -> str:
     ]
     if changed:
         return f"versions have changed: {'; '.join(changed)}. Go back to them to resume this search"
-    return "its versions are the same as now, so its settings or its models' files must have changed"
+    return (
+        "its versions are the same as now, so its settings or its models' files must have changed, or, with "
+        "scheduler: async, lines of the journal are missing"
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from evolve.dispatch import run_jobs
 from evolve.fleet import Done, Job
+from evolve.ledger import recipe_digest
 from evolve.numbering import Numbering
 from evolve.records import MEAN, CandidateRecord
 from evolve.replay import Proposal, check_replay
@@ -64,7 +65,7 @@ class Scoring:
 
     def score_mean(self, generation: int, index: int, recipe: dict[str, Any]) -> CandidateRecord | None:
         """The outcome of the mean of the search distribution; None at an interruption."""
-        original = self._ledger.original(recipe)
+        original = self._ledger.original(recipe_digest(recipe))
         proposal = Proposal(
             id=self._ledger.free_id(),
             generation=generation,
