@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitness.errors import ModelError
+from fitness.heap import keep_freed_memory
 from fitness.requests import Continuation, Generation, Likelihood, Tokens
 from fitness.vllm_settings import VllmSettings
 from fitness.vllm_worker import QUALIFIED_NAME
@@ -189,6 +190,8 @@ def _set_environment(workers: int, has_gpu: bool) -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # workers merge: with threads of their own
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # several engines share the cores
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if not has_gpu:
+        keep_freed_memory()
     if workers > 1 and not has_gpu:
         os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // workers))
 
