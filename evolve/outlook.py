@@ -63,8 +63,8 @@ def _speed(expected: Forecast, earlier: JournalView | None) -> str:
     seen_s = [seconds for seconds in seen_s if seconds > 0]
     who = "one worker" if expected.workers is None else some(expected.workers, "worker")
     if seen_s:
-        rate = (expected.workers or 1) * 3600 / statistics.median(seen_s)
-        return f"about {_rough(rate)} candidates an hour with {who}, by what the search has seen so far"
+        per_hour = (expected.workers or 1) * 3600 / statistics.median(seen_s)
+        return f"about {_rough(per_hour)} candidates an hour with {who}, by what the search has seen so far"
     work = expected.work
     guess = "say " if expected.guessed else ""
     device = f"{expected.device} each" if (expected.workers or 1) > 1 else expected.device
