@@ -61,7 +61,7 @@ def _uniforms(field: Tensor, first: Tensor, count: int) -> Tensor:
 def _calls(group: Group, *, elect: bool) -> Iterator[Call]:
     job = group.job
     densities = job.values("density")
-    gains = [1.0 / density if job.flag("rescale") else 1.0 for density in densities]
+    gains = [1.0 / density if job.flag("rescale") and density > 0.0 else 1.0 for density in densities]
     rest: tuple[Argument, ...] = (
         torch.tensor([limit(1.0 - density) for density in densities], dtype=torch.float32),
         torch.tensor(gains, dtype=wide_dtype(group.dtype)),
