@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from evolve.evaluator_spec import DiskSettings, EvaluatorSpec
 from evolve.prototypes import merged_bytes, prototype
 from evolve.records import Split
 from evolve.scratch import Scratch, check_room, remove_left_overs, scratch_root
+from fitness.vllm_settings import VllmSettings
 from merge_engine.spec.recipe import parse_recipe
 
 if TYPE_CHECKING:
@@ -109,9 +111,13 @@ class DiskEvaluator:
     def _write(self, recipe: Mapping[str, Any], folder: Path) -> None:
         from merge_engine.folder import write_model
 
-        write_model(self._engine, parse_recipe(recipe), folder, copy_tokenizer=False)
+        # Texts are tokenised with the prototype's tokenizer, but engines of vLLM want one of their own.
+        has_tokenizer = self._spec.vllm is not None
+        write_model(self._engine, parse_recipe(recipe), folder, copy_tokenizer=has_tokenizer)
 
     def _new_scorer(self, batch_size: int | None) -> FolderScorer:
+        if self._spec.vllm is not None:
+            return self._new_vllm(self._spec.vllm, batch_size)
         from fitness.transformers_folders import TransformersFolders
 
         with prototype(self._engine, self._spec) as (folder, _):
@@ -124,6 +130,21 @@ class DiskEvaluator:
                 batch_size=batch_size,
                 memory_bytes=share_bytes(self._context),
                 most_layers=None if self._spec.layouts is None else self._spec.layouts.most_layers,
+                trust_remote_code=self._spec.trust_remote_code,
+            )
+
+    def _new_vllm(self, settings: VllmSettings, batch_size: int | None) -> FolderScorer:
+        from fitness.vllm_folders import VllmFolders
+
+        if batch_size is not None:
+            settings = replace(settings, max_num_seqs=batch_size)
+        with prototype(self._engine, self._spec) as (folder, _):
+            return VllmFolders(
+                folder,
+                self._spec.suite,
+                settings,
+                dtype=self._spec.dtype,
+                memory_bytes=share_bytes(self._context),
                 trust_remote_code=self._spec.trust_remote_code,
             )
 

@@ -10,22 +10,16 @@ import torch
 from torch import Tensor
 
 from fitness.backend import Split
-from fitness.encoding import Encoder
 from fitness.errors import ModelError
-from fitness.generation import StopWords
-from fitness.model_folder import context_tokens, end_ids, load_config, load_tokenizer
-from fitness.requests import longest_tokens
+from fitness.model_folder import load_config
 from fitness.results import Report
 from fitness.suite import SuiteSpec
-from fitness.suite_tasks import SuiteTasks, generations, responses, windows
 from fitness.vllm_check import check_reload
 from fitness.vllm_engine import VllmEngine, checkpoint_shapes
-from fitness.vllm_memory import Need, check_gpu, cpu_cache_bytes
+from fitness.vllm_memory import Need, cache_bytes
 from fitness.vllm_settings import VllmSettings
+from fitness.vllm_suite import VllmSuite, ask
 from fitness.vllm_support import WAY_OUT, quantisation_refusal
-
-# vLLM takes the last token of a scored text as part of the prompt, and answers with one more.
-_ASIDE_TOKENS = 2
 
 
 class VllmBackend:
@@ -37,8 +31,6 @@ class VllmBackend:
         memory_bytes: without a GPU, what the engine and its merges may take; None takes what the suite needs.
         merge_bytes: what a merge holds on the device, beside the weights that it hands over.
         pads: candidates may have fewer layers than the folder's model; the rest are identities then.
-
-    Texts that fill the context are cut two tokens shorter than with transformers.
 
     Raises:
         ModelError: the engine cannot be built, does not fit, or does not take weights as it should.
@@ -61,33 +53,29 @@ class VllmBackend:
         config = load_config(folder, trust_remote_code)
         if refusal := quantisation_refusal(config.to_dict()):
             raise ModelError(f"{folder}: {refusal}; {WAY_OUT}")
-        tokenizer = load_tokenizer(folder, trust_remote_code)
-        context = context_tokens(config, tokenizer)
-        limit = min(context, settings.max_model_len or context)
-        self._tasks = SuiteTasks(suite, Encoder(tokenizer, limit - _ASIDE_TOKENS))
-        asked = self._tasks.all_requests()
-        longest = max(map(longest_tokens, asked))
-        self._stopping = StopWords(tokenizer, (request.stops for request in generations(asked)))
+        self._suite = VllmSuite(folder, suite, settings, trust_remote_code=trust_remote_code)
         self._settings = settings
         need = Need.of(
             checkpoint_shapes(folder),
             config.to_dict(),
             settings,
             weight_bytes=getattr(torch, dtype).itemsize,
-            longest_tokens=longest,
+            longest_tokens=self._suite.longest_tokens,
             merge_bytes=merge_bytes,
         )
         self._engine = VllmEngine(
             folder,
             settings,
             dtype=dtype,
-            longest_tokens=longest,
-            end_ids=end_ids(folder, config),
+            longest_tokens=self._suite.longest_tokens,
+            end_ids=self._suite.end_ids,
             pads=pads,
-            cache_bytes=_cache_bytes(need, settings, memory_bytes),
+            cache_bytes=cache_bytes(need, settings, memory_bytes),
             trust_remote_code=trust_remote_code,
         )
-        check_reload(self._engine, folder, architecture=_architecture(config), vocab_size=len(tokenizer))
+        check_reload(
+            self._engine, folder, architecture=_architecture(config), vocab_size=self._suite.vocab_size
+        )
         self._loaded = False
 
     @property
@@ -103,7 +91,7 @@ class VllmBackend:
     @property
     def suite_digest(self) -> str:
         """A digest of every item and of the tokens that the model is asked, on both splits."""
-        return self._tasks.digest()
+        return self._suite.digest
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Nothing: vLLM keeps weights in a form of its own and takes new tensors."""
@@ -119,22 +107,7 @@ class VllmBackend:
         """See `fitness.backend.Backend.score`."""
         if not self._loaded:
             raise ModelError("no weights are loaded")
-        requests = self._tasks.requests(split)
-        asked = generations(requests)
-        answers = self._engine.generate(asked, [self._stopping.ending(request.stops) for request in asked])
-        texts = [
-            self._stopping.cut(tokens, request.stops) for request, tokens in zip(asked, answers, strict=True)
-        ]
-        likelihoods = self._engine.likelihoods(windows(requests))
-        return self._tasks.report(split, responses(requests, texts, likelihoods))
-
-
-def _cache_bytes(need: Need, settings: VllmSettings, memory_bytes: int | None) -> int | None:
-    """What keys and values may take; None leaves it to vLLM, which fills its share of a GPU."""
-    if not torch.cuda.is_available():
-        return cpu_cache_bytes(need, settings, memory_bytes)
-    check_gpu(need, settings, torch.cuda.get_device_properties(0).total_memory)
-    return None
+        return self._suite.report(split, ask(self._engine, self._suite.questions(split)))
 
 
 def _architecture(config: Any) -> str:

@@ -61,6 +61,19 @@ class Need:
         )
 
 
+def cache_bytes(need: Need, settings: VllmSettings, memory_bytes: int | None) -> int | None:
+    """What keys and values may take; None leaves it to vLLM, which fills its share of a GPU.
+
+    ``memory_bytes``: as in `cpu_cache_bytes`, for engines without a GPU. Raises `ModelError`.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return cpu_cache_bytes(need, settings, memory_bytes)
+    check_gpu(need, settings, torch.cuda.get_device_properties(0).total_memory)
+    return None
+
+
 def cpu_cache_bytes(need: Need, settings: VllmSettings, memory_bytes: int | None) -> int:
     """Keys and values of each worker: of all sequences at a time, or what is left of ``memory_bytes``.
 
