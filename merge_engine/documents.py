@@ -13,6 +13,7 @@ from merge_engine.scratch_folder import scratch_folder
 from merge_engine.spec.recipe import Recipe, parse_recipe
 from merge_engine.spec.yaml_io import load_yaml_documents
 
+_MOST_DOCUMENTS = 1000
 _REFERENCES = ("model", "base_model", "tokenizer_source", "source", "path")  # keys whose texts name models
 
 
@@ -38,6 +39,8 @@ def read_documents(text: str) -> tuple[Document, ...]:
     all of them.
     """
     data = load_yaml_documents(text) or [None]
+    if len(data) > _MOST_DOCUMENTS:
+        raise RecipeError([Problem("documents", f"{len(data)} are too many: at most {_MOST_DOCUMENTS}")])
     if len(data) == 1:
         remarks: list[Problem] = []
         recipe = parse_recipe(data[0], remarks)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -112,10 +114,16 @@ def command(config: Path, out: Path, **given: Any) -> None:
             keep=given["keep"],
         )
         _prepare_torch(device, given["num_threads"])
+        signal.signal(signal.SIGTERM, _end)
         with MergeProgress(quiet=given["quiet"]) as progress:
             merge_config(text, out, options, progress)
     if not given["quiet"]:
         click.echo(f"wrote {out}: {progress.summary()}")
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """As Ctrl-C: everything that was begun is removed on the way out."""
+    raise SystemExit(128 + number)
 
 
 def _check_options(given: dict[str, Any]) -> None:

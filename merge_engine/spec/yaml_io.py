@@ -11,7 +11,7 @@ import yaml
 from merge_engine.errors import Problem, RecipeError
 
 MAX_CHARACTERS = 8_000_000
-MAX_NODES = 1_000_000  # after aliases are expanded
+MAX_NODES = 250_000  # after aliases are expanded; some hundred times a recipe of many layers
 MAX_DEPTH = 100
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -55,12 +55,12 @@ def load_yaml_documents(text: str) -> list[object]:
 
     Only plain values come out (mappings, lists, texts, numbers, booleans, null). Raises `RecipeError`, with
     line and column, for wrong syntax, tags that would build objects, duplicate keys, cycles, deep nesting,
-    and documents that are, or that aliases blow up to be, larger than a million entries.
+    and texts that have, or that aliases blow up to have, more than `MAX_NODES` entries.
     """
     if len(text) > MAX_CHARACTERS:
         raise _error(None, f"{len(text)} characters are too many for a config: at most {MAX_CHARACTERS}")
     try:
-        _check_depth(text)
+        _check_events(text)
         return list(_load(text))
     except yaml.MarkedYAMLError as error:
         what = ", ".join(part for part in (error.context, error.problem) if part)
@@ -94,16 +94,21 @@ def _error(mark: Any, what: str) -> RecipeError:
     return RecipeError([Problem(where, what)])
 
 
-def _check_depth(text: str) -> None:
-    """Refuse deep nesting before nodes are built: libyaml does that recursively and overflows the C stack."""
+def _check_events(text: str) -> None:
+    """Refuse what is deep or long before nodes are built.
+
+    libyaml builds them recursively, which overflows the C stack, and in ten times the time that this takes.
+    """
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
             raise _error(event.start_mark, f"nested more than {MAX_DEPTH} levels deep")
+        if count > MAX_NODES:
+            raise _error(event.start_mark, f"more than {MAX_NODES} entries")
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from evolve.cli import main
 from tests.merge_engine import toy
+from tests.merge_engine.test_out_of_core import hollow_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,3 +118,30 @@ def test_several_documents_in_one_file(config: Path, tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "half" / "model.safetensors").is_file()
     names = {"models", "config.yml", "named.yml", "out", "kept_out", "kept"}
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_merge_that_is_told_to_end_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    model = hollow_model(tmp_path / "model")
+    config = tmp_path / "config.yml"
+    config.write_text(f"merge_method: linear\nmodels: [{{model: {model}, parameters: {{weight: 2}}}}]\n")
+    code = "import sys; from evolve.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "merge", str(config), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        while child.poll() is None and not any(tmp_path.glob(".out.*.partial/**/*.safetensors")):
+            time.sleep(0.005)
+        has_begun = child.poll() is None
+        child.send_signal(number)
+        printed, _ = child.communicate()
+    assert has_begun, printed
+    assert child.returncode == (143 if number == signal.SIGTERM else 1), printed
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "config.yml"}
+
+
+def test_what_has_no_effect_is_told(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text() + "parameters: {int8_mask: true}\n")
+    result = invoke(config, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert (
+        "note: parameters.int8_mask: linear has no parameter 'int8_mask' (it has no effect)" in result.output
+    )

@@ -47,10 +47,10 @@ print(mib("VmHWM") - before)
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Four models of zeros, 128 MiB each, which take no room on the disk."""
     folder = tmp_path_factory.mktemp("models")
-    return [_hollow_model(folder / name) for name in ("base", "a", "b", "c")]
+    return [hollow_model(folder / name) for name in ("base", "a", "b", "c")]
 
 
-def _hollow_model(folder: Path) -> Path:
+def hollow_model(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(toy.config(layers=TENSORS)))
     size = ROWS * COLUMNS * 2
