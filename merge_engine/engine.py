@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -145,9 +144,8 @@ class Engine:
             inputs = [JobInputs(job=other, preparation=self._memory.preparation) for other in jobs]
 
             moderate = _Moderate(inputs)
-            for call in family.calls(Group(tensors=inputs)):
-                call = replace(call, compiles=call.compiles and dtypes[0] != torch.float64)
-                self._runner.run(family.kernel, call, merged_N, sources, base_N, dtypes, can_compile=moderate)
+            calls = family.calls(Group(tensors=inputs))
+            self._runner.run(family.kernel, calls, merged_N, sources, base_N, dtypes, can_compile=moderate)
             if job.method != "passthrough" and not moderate.known:  # a copy may hold anything
                 self._check(jobs, merged_N)
         _distribute(merged_N, targets)

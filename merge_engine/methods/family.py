@@ -33,7 +33,7 @@ Kernel: TypeAlias = Callable[..., Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One run of a kernel, over elements [start, stop).
+    """One run of a kernel, over elements [start, stop). Arguments of all runs over a group are of one form.
 
     Tensors in ``arguments`` are on the CPU; only those of a short group, or of a call of at most
     `GROUP_ELEMENTS`, may have one number for each element. ``compiles``: false for such a part of a tensor.
