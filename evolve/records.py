@@ -102,7 +102,7 @@ class WorkerRecord:
     worker: str
     event: WorkerEventKind
     at_s: float  # since the epoch
-    lost_s: float
+    lost_s: float = 0.0
     detail: str
 
 
