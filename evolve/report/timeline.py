@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_ROWS, _MOST_BARS = 24, 800  # of a picture in which every candidate is to be seen
+_MOST_SEPARATED = 100  # candidates of a worker; white lines between more would look like idleness
 _WORST_ROWS = 12
 _BINS = 240
 _SCORING, _LOST, _IDLE = "#9ecae1", "#f4b6a6", "#e4e4e4"
@@ -46,7 +47,8 @@ def _paint_rows(figure: Figure, work: WorkTime) -> None:
         place = (row - _BAR / 2, _BAR)
         for color, stretches in _parts(worker).items():
             axes.broken_barh([(each.begin_s, each.length_s) for each in stretches], place, color=color, lw=0)
-        axes.vlines([each.begin_s for each in worker.works], place[0], sum(place), color="white", lw=0.4)
+        if len(worker.works) <= _MOST_SEPARATED:
+            axes.vlines([each.begin_s for each in worker.works], place[0], sum(place), color="white", lw=0.4)
     axes.set(title="What each worker was doing")
     _finish([axes], work, work.workers)
 
