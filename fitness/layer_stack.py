@@ -67,7 +67,8 @@ def _find(model: Any) -> tuple[str, Any]:
     }
     if not lists:
         raise ModelError(
-            f"{type(model).__name__} has no list of {count} layers: its layers cannot be rearranged"
+            f"{type(model).__name__} has no list of {count} layers: they cannot be rearranged in memory; "
+            "score it with --on-disk"
         )
     return max(lists.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
@@ -108,5 +109,5 @@ def _settings(module: Any) -> dict[str, Any]:
 def _several_kinds(model: Any, difference: str) -> str:
     return (
         f"{type(model).__name__}: its layers are of several kinds ({difference} differs); "
-        "only a stack of layers of one kind can be rearranged"
+        "only a stack of layers of one kind can be rearranged in memory; score it with --on-disk"
     )

@@ -24,6 +24,13 @@ from fitness.suite import SuiteSpec, TaskSpec
 from tests.evolve.test_merge_evaluator import linear
 from tests.evolve.tiny import write_models, write_tasks
 
+ATTENTION = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
+
 _CONTEXT = WorkerContext(name="worker-0", threads=1, device="cpu", memory_share=0.5, logs=None)
 
 
@@ -150,25 +157,45 @@ def test_the_batch_size_that_all_workers_share_is_taken_over(on_disk: DiskEvalua
     on_disk.set_batch_size(16)
 
 
-def test_layouts_score_on_disk_as_in_memory(models: Path, tmp_path: Path) -> None:
-    def path(*runs: tuple[str, int, int]) -> dict[str, Any]:
-        slices = [
-            {"sources": [{"model": str(models / name), "layer_range": [start, end]}]}
-            for name, start, end in runs
-        ]
-        return {"merge_method": "passthrough", "slices": slices, "dtype": "bfloat16"}
+def path(models: Path, *runs: tuple[str, int, int]) -> dict[str, Any]:
+    """A model of these models' layers."""
+    slices = [
+        {"sources": [{"model": str(models / name), "layer_range": [start, end]}]} for name, start, end in runs
+    ]
+    return {"merge_method": "passthrough", "slices": slices, "dtype": "bfloat16"}
 
+
+def test_layouts_score_on_disk_as_in_memory(models: Path, tmp_path: Path) -> None:
     layouts = Layouts(most_layers=8, models=(str(models / "left"), str(models / "right")))
-    own = path(("left", 0, 4))
+    own = path(models, ("left", 0, 4))
     memory = spec(models, None, probe=own, layouts=layouts)(_CONTEXT)
     disk = spec(models, tmp_path, probe=own, layouts=layouts)(_CONTEXT)
     assert isinstance(memory, MergeEvaluator)
     assert isinstance(disk, DiskEvaluator)
     memory.prepare()
     disk.prepare()
-    for recipe in (own, path(("left", 0, 4), ("right", 1, 4), ("left", 3, 4)), path(("left", 0, 1))):
+    mixed = path(models, ("left", 0, 4), ("right", 1, 4), ("left", 3, 4))
+    for recipe in (own, mixed, path(models, ("left", 0, 1))):
         assert report(disk, recipe) == report(memory, recipe)
     disk.close()
+
+
+def test_layers_of_several_kinds_are_rearranged_on_disk(models: Path, tmp_path: Path) -> None:
+    kinds = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    write_pair(tmp_path / "models", "Gemma3TextConfig", **ATTENTION, **kinds)
+    own = path(tmp_path / "models", ("left", 0, 2))
+    given = {
+        "model": str(tmp_path / "models" / "left"),
+        "probe": own,
+        "layouts": Layouts(most_layers=4, models=()),
+    }
+    with pytest.raises(ModelError, match=r"layers are of several kinds.* score it with --on-disk$"):
+        spec(models, None, **given)(_CONTEXT).prepare()
+    evaluator = spec(models, tmp_path / "scratch", **given)(_CONTEXT)
+    assert isinstance(evaluator, DiskEvaluator)
+    evaluator.prepare()
+    report(evaluator, path(tmp_path / "models", ("left", 0, 2), ("right", 1, 2), ("left", 0, 1)))
+    evaluator.close()
 
 
 def write_pair(folder: Path, config: str, **settings: Any) -> None:
@@ -187,14 +214,6 @@ def write_pair(folder: Path, config: str, **settings: Any) -> None:
             torch.nn.init.normal_(parameter)
         model.to(torch.bfloat16).save_pretrained(folder / name)
         _tokenizer().save_pretrained(folder / name)  # type: ignore[attr-defined]
-
-
-ATTENTION = {
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 32,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.mark.parametrize(

@@ -195,5 +195,5 @@ def test_layers_of_several_kinds_are_refused(
     config: str, settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     save_model(tmp_path, config, settings)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=f"{message}.*; score it with --on-disk$"):
         ResidentModel(tmp_path, dtype=torch.float32, device=torch.device("cpu"), rewires=True)
