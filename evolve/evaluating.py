@@ -51,12 +51,22 @@ def item_count(report: Report) -> int:
 
 
 def share_bytes(context: WorkerContext) -> int | None:
-    """The worker's part of its machine's free memory; None, for all of it, where it has a GPU to itself."""
+    """The worker's part of the free memory, of its GPU or its machine; None, for all of it, where it has a
+    GPU to itself.
+    """
     if context.device == "cuda":
-        return None
+        return None if context.device_share == 1.0 else _gpu_share_bytes(context.device_share)
     import psutil
 
     return int(psutil.virtual_memory().available * context.memory_share)
+
+
+def _gpu_share_bytes(share: float) -> int:
+    """What is left of this process's part of its GPU. The others may not have taken theirs yet."""
+    import torch
+
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return max(min(free_bytes, int(total_bytes * share) - torch.cuda.memory_reserved()), 0)
 
 
 def _release_memory(device: str) -> None:

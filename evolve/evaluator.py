@@ -21,6 +21,7 @@ class WorkerContext:
     memory_share: float  # of the memory that is free on its machine, in (0, 1]
     logs: Path | None  # folder for its log file; None on a machine that does not see the storage path
     folder: Path | None = None  # the driver's working directory, which relative paths are meant from
+    device_share: float = 1.0  # of its GPU, where it has one, in (0, 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Facts:
     device: str
     threads: int
     batch_size: int  # sequences per forward pass that fit its memory
-    memory_bytes: int  # resident set, or the device's allocated memory
+    memory_bytes: int  # of this worker alone, on its machine; or the device's allocated memory
     probe_s: float  # seconds that one candidate takes
     search_items: int
     suite_digest: str  # of every item that is asked, on both splits

@@ -61,7 +61,8 @@ def forecast(ready: Ready, options: SearchOptions, machine: Machine) -> Forecast
     work, guessed = workload(task_sizes(ready.suite), model)
     backend: Backend = "vllm" if options.vllm else "disk" if options.on_disk else "transformers"
     on_gpu = bool(machine.gpus) and options.num_gpus != 0
-    memory_bytes = machine.gpus[0].memory_bytes if on_gpu else machine.free_bytes
+    gpu_bytes = machine.gpus[0].memory_bytes // options.workers_per_gpu if on_gpu else 0
+    memory_bytes = gpu_bytes if on_gpu else machine.free_bytes
     least = need(model, work, backend=backend, on_gpu=on_gpu, memory_bytes=memory_bytes, rows=1)
     workers, threads = None, 1
     if (options.ray_address or os.environ.get("RAY_ADDRESS")) is None:
@@ -95,13 +96,14 @@ def _workers(ready: Ready, options: SearchOptions, machine: Machine, least: Need
     )
     share = plan_share(
         [node],
-        num_workers=options.num_workers or options.num_gpus or None,
+        num_workers=options.wanted_workers,
         device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
         gpus_per_worker=ready.search_file.vllm.tensor_parallel_size if options.vllm else 1,
+        workers_per_gpu=options.workers_per_gpu,
         worker_bytes=least.host_bytes,
     )
     if least.on_gpu:
-        _check_gpu(least, machine.gpus[0])
+        _check_gpu(least, machine.gpus[0], options.workers_per_gpu)
     return min(share.fitting(node), share.limit or sys.maxsize), share.threads
 
 
@@ -182,10 +184,12 @@ def _speed(machine: Machine, on_gpu: bool, threads: int) -> tuple[str, Speed]:
     return some(threads, "core"), core.times(threads)
 
 
-def _check_gpu(least: Need, gpu: Gpu) -> None:
-    if least.device_bytes > gpu.memory_bytes:
-        raise FleetError(
-            f"a worker needs about {gigabytes(least.device_bytes)} of a GPU's memory ({parts(least)}), and "
-            f"{gpu.name} has {gigabytes(gpu.memory_bytes)}: take a larger one, several for each worker "
-            "(--vllm with vllm.tensor_parallel_size), a smaller dtype, or --on-disk --load-in-4bit"
-        )
+def _check_gpu(least: Need, gpu: Gpu, workers: int) -> None:
+    if least.device_bytes * workers <= gpu.memory_bytes:
+        return
+    has = gigabytes(gpu.memory_bytes) + ("" if workers == 1 else f" for {workers} of them")
+    raise FleetError(
+        f"a worker needs about {gigabytes(least.device_bytes)} of a GPU's memory ({parts(least)}), and "
+        f"{gpu.name} has {has}: take a larger one, several for each worker (--vllm with "
+        "vllm.tensor_parallel_size), a smaller dtype, or --on-disk --load-in-4bit"
+    )

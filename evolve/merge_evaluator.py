@@ -141,10 +141,12 @@ class MergeEvaluator:
 
 
 def _memory_bytes(device: str) -> int:
+    """What this worker alone takes: source files are mapped, and all workers of a machine share them."""
     if device == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_allocated())
     import psutil
 
-    return int(psutil.Process().memory_info().rss)
+    held = psutil.Process().memory_info()
+    return int(held.rss - getattr(held, "shared", 0))

@@ -31,6 +31,7 @@ class SearchOptions:
     batch_size: int | None = None
     num_workers: int | None = None
     num_gpus: int | None = None
+    workers_per_gpu: int = 1
     ray_address: str | None = None
     candidate_timeout_s: float | None = None
     retries: int = 2
@@ -47,3 +48,8 @@ class SearchOptions:
     wandb_entity: str | None = None
     save_final_model: bool = True
     view: View = "auto"
+
+    @property
+    def wanted_workers(self) -> int | None:
+        """None: as many as fit."""
+        return self.num_workers or (self.num_gpus or 0) * self.workers_per_gpu or None

@@ -43,6 +43,7 @@ class FleetSettings:
     address: str | None = None
     device: str | None = None
     gpus_per_worker: int = 1
+    workers_per_gpu: int = 1
     worker_bytes: int = 0
     logs: Path | None = None
     candidate_limit_s: float | None = None
@@ -84,6 +85,7 @@ class RayFleet:
                 num_workers=settings.num_workers,
                 device=settings.device,
                 gpus_per_worker=settings.gpus_per_worker,
+                workers_per_gpu=settings.workers_per_gpu,
                 worker_bytes=settings.worker_bytes,
             )
             self._start_missing()

@@ -86,6 +86,7 @@ def start_slot(
         memory_share=share.memory_share(node),
         logs=logs,
         folder=Path.cwd(),
+        device_share=1 / share.workers_per_gpu,
     )
     # max_task_retries stays 0: a candidate is retried by us, on a worker that was prepared again.
     options = {

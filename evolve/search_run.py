@@ -37,6 +37,7 @@ from evolve.storage import StoragePath
 from evolve.trackers import WandbTracker
 from evolve.winners import LocatedFactory, Winner, folders, renamed
 from evolve.worker_log import WorkerLog
+from fitness.vllm_settings import VllmSettings
 from genome.frozen import frozen_search_file
 from merge_engine.fingerprint import fingerprint
 from merge_engine.spec import recipe_data
@@ -149,13 +150,14 @@ class SearchRun:
         return RayFleet(
             self._factory(ready, batch_size),
             FleetSettings(
-                num_workers=options.num_workers or options.num_gpus or None,
+                num_workers=options.wanted_workers,
                 address=options.ray_address,
                 device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
                 logs=self._storage.logs,
                 candidate_limit_s=options.candidate_timeout_s,
                 retries=options.retries,
                 gpus_per_worker=ready.search_file.vllm.tensor_parallel_size if options.vllm else 1,
+                workers_per_gpu=options.workers_per_gpu,
                 worker_bytes=expected.least_bytes,
                 batch_size=batch_size,
             ),
@@ -175,7 +177,7 @@ class SearchRun:
             trust_remote_code=options.trust_remote_code,
             allow_crimes=options.allow_crimes,
             layouts=None if layouts is None else replace(layouts, models=tuple(renamed(layouts.models, lie))),
-            vllm=vllm_settings(ready.search_file.vllm) if options.vllm else None,
+            vllm=self._vllm(ready) if options.vllm else None,
             disk=self._disk() if options.on_disk else None,
         )
         return LocatedFactory(factory=spec, folders=lie) if lie else spec
@@ -191,8 +193,14 @@ class SearchRun:
         removed = remove_left_overs(root)
         if removed:
             self._note(f"removed {len(removed)} scratch folders that killed workers left below {root}")
-        check_room(root, candidate_bytes(ready), options.num_workers or options.num_gpus or 1, disk.owner)
+        check_room(root, candidate_bytes(ready), options.wanted_workers or 1, disk.owner)
         self._note(f"candidates are merged to the disk, below {root}, and removed once they are scored")
+
+    def _vllm(self, ready: Ready) -> VllmSettings:
+        """Engines that share a GPU share what engines may take of it."""
+        settings = vllm_settings(ready.search_file.vllm)
+        each = settings.gpu_memory_utilization / self._options.workers_per_gpu
+        return replace(settings, gpu_memory_utilization=each)
 
     def _disk(self) -> DiskSettings:
         options = self._options

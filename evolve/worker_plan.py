@@ -30,7 +30,7 @@ class Node:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """What each worker gets; ``limit``: workers in all, None for as many as fit. ``worker_bytes``: of a
-    machine's memory that each needs at least.
+    machine's memory that each needs at least. ``workers_per_gpu``: more than one share a GPU.
     """
 
     threads: int
@@ -38,15 +38,19 @@ class Share:
     gpus: int
     limit: int | None
     worker_bytes: int = 0
+    workers_per_gpu: int = 1
 
     @property
     def resources(self) -> dict[str, float]:
         """What Ray is asked for."""
-        return {"num_gpus": self.gpus, "num_cpus": 0} if self.gpus else {"num_cpus": self.threads}
+        if self.gpus:
+            return {"num_gpus": self.gpus / self.workers_per_gpu, "num_cpus": 0}
+        return {"num_cpus": self.threads}
 
     def fitting(self, node: Node) -> int:
         """How many workers a machine has room for."""
-        most = node.gpus // self.gpus if self.gpus else node.cores // self.threads
+        by_gpus = node.gpus * self.workers_per_gpu // self.gpus if self.gpus else 0
+        most = by_gpus if self.gpus else node.cores // self.threads
         if not self.gpus and self.limit is None:
             most = min(most, _MOST_CPU_WORKERS)
         return min(most, _most_in_memory(node, self.worker_bytes))
@@ -63,6 +67,7 @@ def plan_share(
     num_workers: int | None,
     device: str | None,
     gpus_per_worker: int = 1,
+    workers_per_gpu: int = 1,
     worker_bytes: int = 0,
 ) -> Share:
     """The share of each worker on the machines that are there at the start.
@@ -71,6 +76,7 @@ def plan_share(
         num_workers: None takes one per GPU (or per ``gpus_per_worker``, which must be on one machine), or,
             without GPUs, one per core and at most 8 on each machine.
         device: "cpu" leaves GPUs alone; None uses them where there are any.
+        workers_per_gpu: more than one share each GPU, with ``gpus_per_worker`` of 1.
         worker_bytes: memory of the machine that each worker needs at least: where there is too little, there
             are fewer workers than GPUs or cores.
 
@@ -81,13 +87,22 @@ def plan_share(
     if device == "cuda" and not gpus:
         raise FleetError("workers were asked to use GPUs, but the cluster has none")
     if gpus:
-        fitting = sum(node.gpus // gpus_per_worker for node in nodes)
+        if gpus_per_worker > 1 and workers_per_gpu > 1:
+            raise FleetError(
+                f"workers that take {gpus_per_worker} GPUs each cannot share them: --workers-per-gpu 1"
+            )
+        fitting = sum(node.gpus * workers_per_gpu // gpus_per_worker for node in nodes)
         if fitting < (num_workers or 1):
             wanted = f"{num_workers or 1} workers do not fit on {gpus} GPUs"
-            raise FleetError(f"{wanted}: each takes {gpus_per_worker} of one machine")
-        threads = max(1, sum(node.cores for node in nodes) // (num_workers or fitting))
+            each = f"{workers_per_gpu} share each" if workers_per_gpu > 1 else f"each takes {gpus_per_worker}"
+            raise FleetError(f"{wanted}: {each} of one machine")
         share = Share(
-            threads=threads, device="cuda", gpus=gpus_per_worker, limit=num_workers, worker_bytes=worker_bytes
+            threads=max(1, sum(node.cores for node in nodes) // (num_workers or fitting)),
+            device="cuda",
+            gpus=gpus_per_worker,
+            limit=num_workers,
+            worker_bytes=worker_bytes,
+            workers_per_gpu=workers_per_gpu,
         )
     else:
         threads = _cpu_threads(nodes, num_workers, worker_bytes)

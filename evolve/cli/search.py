@@ -37,6 +37,13 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--batch-size", type=_COUNT, help="Sequences at a time.  [default: what fits]")
 @click.option("--num-workers", type=_COUNT, help="Scoring processes.  [default: one per GPU or core]")
 @click.option("--num-gpus", type=click.IntRange(min=0), help="GPUs to use; 0: none.  [default: all]")
+@click.option(
+    "--workers-per-gpu",
+    type=_COUNT,
+    default=1,
+    show_default=True,
+    help="More: one merges while another scores.",
+)
 @click.option("--ray-address", help="A running Ray cluster.  [default: one of our own on this machine]")
 @click.option(
     "--candidate-timeout",

@@ -133,3 +133,20 @@ def test_workers_that_memory_is_too_small_for_are_refused_with_what_to_do() -> N
         FleetError, match=r"not enough memory: each worker needs about 30 GB, and 10 GB are free"
     ):
         plan_share(_memory(10, 8), num_workers=None, device=None, worker_bytes=30 * 10**9)
+
+
+def test_several_workers_may_share_a_gpu() -> None:
+    nodes = _nodes((16, 2), (8, 1))
+    share = plan_share(nodes, num_workers=None, device=None, workers_per_gpu=2)
+    assert share.resources == {"num_gpus": 0.5, "num_cpus": 0}
+    assert [share.fitting(node) for node in nodes] == [4, 2]
+    assert (share.threads, share.memory_share(nodes[0])) == (4, 0.25)
+    assert len(missing_workers(share, nodes, {"0": 4})) == 2
+
+
+def test_workers_that_cannot_share_gpus_are_refused() -> None:
+    message = "workers that take 2 GPUs each cannot share them: --workers-per-gpu 1"
+    with pytest.raises(FleetError, match=message):
+        plan_share(_nodes((8, 4)), num_workers=None, device=None, gpus_per_worker=2, workers_per_gpu=2)
+    with pytest.raises(FleetError, match="5 workers do not fit on 2 GPUs: 2 share each of one machine"):
+        plan_share(_nodes((8, 2)), num_workers=5, device=None, workers_per_gpu=2)

@@ -150,6 +150,8 @@ def test_a_machine_with_gpus_is_forecast_by_them(ready: Ready) -> None:
     assert (found.workers, found.device, found.need.on_gpu) == (2, "NVIDIA A10", True)
     without = forecast(ready, options(Path(), num_gpus=0), machine)
     assert (without.workers, without.device, without.need.on_gpu) == (8, "1 core", False)
+    shared = forecast(ready, options(Path(), num_gpus=1, workers_per_gpu=3), machine)
+    assert shared.workers == 3
     cluster = forecast(ready, options(Path(), ray_address="10.0.0.1:6379"), machine)
     assert cluster.workers is None
     assert cluster.per_hour == cluster.duration.per_hour
