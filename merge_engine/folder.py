@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +44,8 @@ class MergeOptions:
     """How a config is merged.
 
     seed: root of the random methods. device: where kernels run. allow_crimes: merge models of different
-    architectures where their tensors fit. shard_bytes: the size of a file of weights. copy_tokenizer and
+    architectures where their tensors fit. truncate_embeddings: cut embeddings and heads to the smallest
+    vocabulary, where a config does not say what becomes of them. shard_bytes: the size of a file of weights. copy_tokenizer and
     write_card: whether the result gets a tokenizer, and a README.md with the config. keep: where results of
     documents that others need stay, under their names; None: they are removed.
     """
@@ -52,6 +53,7 @@ class MergeOptions:
     seed: int = 0
     device: str = "cpu"
     allow_crimes: bool = False
+    truncate_embeddings: bool = False
     shard_bytes: float = 5e9
     copy_tokenizer: bool = True
     write_card: bool = True
@@ -106,7 +108,8 @@ def _write_tokenizer(engine: Engine, recipe: Recipe, plan: Plan, folder: Path) -
 def _write_configs(engine: Engine, plan: Plan, folder: Path) -> None:
     aligned = config_aligner(plan.alignment, plan.config_source, engine.header)
     source = engine.header(plan.config_source).folder
-    copy_files(source, folder, _PROCESSOR_FILES)
+    code = [file.name for file in source.glob("*.py")]  # of the model's own: copied, never run here
+    copy_files(source, folder, [*_PROCESSOR_FILES, *code])
     generation = source / "generation_config.json"
     if generation.is_file():
         write_json(folder / generation.name, aligned(json_of(generation)))
@@ -125,6 +128,7 @@ def merge_config(
     options = options or MergeOptions()
 
     def write(recipe: Recipe, folder: Path) -> None:
+        recipe = replace(recipe, truncate_embeddings=options.truncate_embeddings)
         engine = Engine(
             seed=options.seed, device=options.device, once=True, allow_crimes=options.allow_crimes
         )

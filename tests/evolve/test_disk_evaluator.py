@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -240,6 +242,25 @@ def test_what_is_refused_in_memory_is_scored_on_disk(
     assert evaluator.prepare().search_items == 36
     left, right = (report(evaluator, linear(tmp_path / "models", *weights)) for weights in ((1, 0), (0, 1)))
     assert left != right
+    evaluator.close()
+
+
+def test_code_of_the_models_own_goes_with_a_candidate(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    code = "from transformers import LlamaForCausalLM\nclass OwnForCausalLM(LlamaForCausalLM): pass\n"
+    for name in ("left", "right"):
+        folder = tmp_path / "models" / name
+        shutil.copytree(models / name, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "modeling_own.py").write_text(code)
+    given = {"model": str(tmp_path / "models" / "left"), "probe": linear(tmp_path / "models", 0.5, 0.5)}
+    evaluator = spec(models, tmp_path / "scratch", **given, trust_remote_code=True)(_CONTEXT)
+    assert isinstance(evaluator, DiskEvaluator)
+    assert evaluator.prepare().search_items == 36
     evaluator.close()
 
 
