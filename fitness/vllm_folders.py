@@ -91,6 +91,7 @@ class VllmFolders:
 
 def _asked_elsewhere(spec: _EngineSpec, questions: Questions) -> Answers:
     """What an engine in another process answers. Raises what that raises, or `ModelError` where it dies."""
+    _release_gpu()
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_answer, args=(there, spec, questions))
@@ -108,6 +109,14 @@ def _asked_elsewhere(spec: _EngineSpec, questions: Questions) -> Answers:
         raise answers
     assert isinstance(answers, Answers)
     return answers
+
+
+def _release_gpu() -> None:
+    """The merge has left memory to this process that the engine is going to ask for."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _answer(answers: Connection, spec: _EngineSpec, questions: Questions) -> None:
