@@ -63,14 +63,14 @@ def forecast(ready: Ready, options: SearchOptions, machine: Machine) -> Forecast
     on_gpu = bool(machine.gpus) and options.num_gpus != 0
     gpu_bytes = machine.gpus[0].memory_bytes // options.workers_per_gpu if on_gpu else 0
     memory_bytes = gpu_bytes if on_gpu else machine.free_bytes
-    least = need(model, work, backend=backend, on_gpu=on_gpu, memory_bytes=memory_bytes, rows=1)
+    bits = options.bits
+    least = need(model, work, backend=backend, on_gpu=on_gpu, memory_bytes=memory_bytes, rows=1, bits=bits)
     workers, threads = None, 1
     if (options.ray_address or os.environ.get("RAY_ADDRESS")) is None:
         workers, threads = _workers(ready, options, machine, least)
         memory_bytes = memory_bytes if on_gpu else memory_bytes // workers
-    full = need(
-        model, work, backend=backend, on_gpu=on_gpu, memory_bytes=memory_bytes, rows=options.batch_size
-    )
+    rows = options.batch_size
+    full = need(model, work, backend=backend, on_gpu=on_gpu, memory_bytes=memory_bytes, rows=rows, bits=bits)
     device, speed = _speed(machine, on_gpu, threads)
     return Forecast(
         need=full,

@@ -123,12 +123,14 @@ def need(
     on_gpu: bool,
     memory_bytes: int,
     rows: int | None = None,
+    bits: int | None = None,
 ) -> Need:
     """What one worker needs.
 
     Args:
         memory_bytes: that it may have; batches take what the rest leaves of it.
         rows: texts at a time; None: what fits, at most 512 (of vLLM: 256).
+        bits: of weights that are quantised while they are scored.
     """
     weight_bytes = model.facts.weight_bytes
     per_row = row_bytes(model.facts, work.longest_tokens)
@@ -136,8 +138,8 @@ def need(
         per_row = 2 * model.facts.layers * model.facts.kv_size * weight_bytes * work.longest_tokens
     smallest = Need(
         programs_bytes=_PROGRAM_BYTES[backend] + (_GPU_PROGRAM_BYTES if on_gpu else 0),
-        weights_bytes=(model.parameters if backend == "disk" else model.held) * weight_bytes,
-        prepared_bytes=0 if backend == "disk" else round(_PREPARED_SHARE * model.source_bytes),
+        weights_bytes=_weights_bytes(model, backend, bits),
+        prepared_bytes=round(_PREPARED_SHARE * model.source_bytes),
         merge_bytes=_merge_bytes(model, backend, on_gpu),
         row_bytes=per_row,
         rows=1,
@@ -184,6 +186,14 @@ def parts(need: Need) -> str:
         f"batches of {need.rows}": need.batch_bytes,
     }
     return ", ".join(f"{gigabytes(size)} {name}" for name, size in found.items() if size >= 1e6)
+
+
+def _weights_bytes(model: ModelSize, backend: Backend, bits: int | None) -> int:
+    """What is resident. Quantised are all but the embeddings (and fused experts, not known here)."""
+    elements = model.parameters if backend == "disk" else model.held
+    if bits is None:
+        return elements * model.facts.weight_bytes
+    return model.embeddings * model.facts.weight_bytes + (elements - model.embeddings) * bits // 8
 
 
 def _merge_bytes(model: ModelSize, backend: Backend, on_gpu: bool) -> int:

@@ -53,7 +53,7 @@ def test_with_a_gpu_the_model_is_there_and_what_is_known_of_the_sources_is_not()
     assert "13 GB weights" in parts(found)
 
 
-def test_layouts_hold_every_model_and_scratch_folders_hold_nothing_of_the_sources() -> None:
+def test_layouts_hold_every_model_and_candidates_on_the_disk_are_held_one_at_a_time() -> None:
     layouts = replace(SEVEN_B, held=2 * SEVEN_B.held)
     usual, paths, disk = (
         need(model, WORK, backend=backend, on_gpu=False, memory_bytes=10**9)
@@ -61,7 +61,15 @@ def test_layouts_hold_every_model_and_scratch_folders_hold_nothing_of_the_source
     )
     assert paths.device_bytes - usual.device_bytes == usual.weights_bytes
     assert disk.weights_bytes == usual.weights_bytes
-    assert disk.prepared_bytes == 0
+
+
+def test_quantised_weights_take_their_bits_but_for_embeddings() -> None:
+    whole, *smaller = (
+        need(SEVEN_B, WORK, backend="disk", on_gpu=True, memory_bytes=10**9, bits=bits).weights_bytes
+        for bits in (None, 8, 4)
+    )
+    kept = SEVEN_B.embeddings * SEVEN_B.facts.weight_bytes
+    assert smaller == [kept + (whole - kept) // 2, kept + (whole - kept) // 4]
 
 
 def test_a_candidate_takes_longer_with_more_of_anything_and_less_with_more_rows_and_devices() -> None:
