@@ -189,7 +189,7 @@ def parts(need: Need) -> str:
 
 
 def _weights_bytes(model: ModelSize, backend: Backend, bits: int | None) -> int:
-    """What is resident. Quantised are all but the embeddings (and fused experts, not known here)."""
+    """What is resident. Quantised are all but embeddings (and fused experts, which nobody counts here)."""
     elements = model.parameters if backend == "disk" else model.held
     if bits is None:
         return elements * model.facts.weight_bytes

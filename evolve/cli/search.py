@@ -13,7 +13,6 @@ from fitness.quantisation import Bits
 
 # Options of mergekit-evolve that ask for what is always so here.
 _NEEDLESS = {
-    "strategy": "one worker merges and scores a candidate, and the next one goes to the first that is free",
     "merge_cuda": "a merge runs on the device that holds its model",
     "reshard": "source files are read in place, however they are sharded",
 }
@@ -105,7 +104,9 @@ def command(quiet: bool | None, **given: Any) -> None:
     for name, reason in _NEEDLESS.items():
         if given.pop(name) is not None:
             _note(f"--{name.replace('_', '-')} is not needed: {reason}")
+    strategy = given.pop("strategy")
     given |= _on_disk(**{name: given.pop(name) for name in _DISK_FLAGS}, scratch=given["scratch"])
+    given["workers_per_gpu"] = _workers_per_gpu(strategy, given["on_disk"], given["workers_per_gpu"])
     view: View = "auto" if quiet is None else "quiet" if quiet else "live"
     with plain_errors():
         from evolve.run import run
@@ -137,6 +138,22 @@ def _on_disk(
     if in_memory:
         _note("--in-memory is not needed: candidates are merged in memory unless --on-disk is given")
     return {"on_disk": on_disk, "bits": bits}
+
+
+def _workers_per_gpu(strategy: str | None, on_disk: bool, given: int) -> int:
+    """The incumbent's strategy `buffered` merges the next candidate while a GPU scores the present one."""
+    if strategy == "buffered" and on_disk:
+        workers = max(given, 2)
+        _note(
+            f"--strategy buffered: {workers} workers share each GPU, so that one merges while another scores"
+        )
+        return workers
+    if strategy == "buffered":
+        _note("--strategy buffered is not needed: merging in memory takes next to no time")
+    elif strategy is not None:
+        what = "one worker merges and scores a candidate, and the next goes to the first that is free"
+        _note(f"--strategy {strategy} is not needed: {what}")
+    return given
 
 
 def _note(text: str) -> None:

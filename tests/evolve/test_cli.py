@@ -73,10 +73,10 @@ def test_every_option_of_the_incumbent_is_taken(started: list[SearchOptions], tm
     ]
     notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
     assert [note.split()[1] for note in notes] == [
-        "--strategy",
         "--merge-cuda",
         "--reshard",
         "--in-memory",
+        "--strategy",
     ]
     assert all("is not needed" in note for note in notes)
 
@@ -103,6 +103,19 @@ def test_views(started: list[SearchOptions], tmp_path: Path, flag: str, view: st
         (["--on-disk", "--load-in-8bit"], {"on_disk": True, "bits": 8}, ""),
         (["--load-in-4bit"], {"on_disk": True, "bits": 4}, "--load-in-4bit quantises weights when they are "),
         (["--scratch", "s"], {"scratch": Path("s")}, "--scratch is not needed: "),
+        (
+            ["--on-disk", "--strategy", "buffered"],
+            {"on_disk": True, "workers_per_gpu": 2},
+            "--strategy buffered: 2 workers share each GPU, so that one merges while another scores",
+        ),
+        (
+            ["--on-disk", "--strategy", "buffered", "--workers-per-gpu", "3"],
+            {"on_disk": True, "workers_per_gpu": 3},
+            "--strategy buffered: 3 workers share each GPU",
+        ),
+        (["--strategy", "buffered"], {}, "--strategy buffered is not needed: "),
+        (["--on-disk", "--strategy", "pool"], {"on_disk": True}, "--strategy pool is not needed: "),
+        (["--on-disk", "-s", "serial"], {"on_disk": True}, "--strategy serial is not needed: "),
     ],
 )
 def test_where_candidates_are_merged(
