@@ -45,9 +45,9 @@ class MergeOptions:
 
     seed: root of the random methods. device: where kernels run. allow_crimes: merge models of different
     architectures where their tensors fit. truncate_embeddings: cut embeddings and heads to the smallest
-    vocabulary, where a config does not say what becomes of them. shard_bytes: the size of a file of weights. copy_tokenizer and
-    write_card: whether the result gets a tokenizer, and a README.md with the config. keep: where results of
-    documents that others need stay, under their names; None: they are removed.
+    vocabulary, where a config does not say what becomes of them. shard_bytes: the size of a file of weights.
+    copy_tokenizer and write_card: whether the result gets a tokenizer, and a README.md with the config. keep:
+    where results of documents that others need stay, under their names; None: they are removed.
     """
 
     seed: int = 0

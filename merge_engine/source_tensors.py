@@ -46,7 +46,8 @@ class SourceTensors:
 
     def alignment(self, recipe: Recipe) -> Alignment:
         """`merge_engine.vocabulary.alignment.align`, found once for each choice. Raises `PlanError`."""
-        key = repr((recipe.vocabulary, recipe.base_model, recipe.dtype, recipe.model_references()))
+        choice = recipe.vocabulary, recipe.truncate_embeddings, recipe.dtype
+        key = repr((*choice, recipe.base_model, recipe.model_references()))
         if key not in self._alignments:
             self._alignments[key] = align(recipe, self.header)
         return self._alignments[key]

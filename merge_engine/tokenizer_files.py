@@ -54,6 +54,8 @@ def config_aligner(
     rows = alignment.rows
     if rows is None:
         return dict
+    if alignment.tokenizer == source:  # its tokens keep their numbers
+        return lambda config: with_rows(config, rows) if "model_type" in config else dict(config)
     owner_folder = _folder(alignment.tokenizer, header_of)
     renumber = renumbering(
         alignment, read_vocabulary(owner_folder), read_vocabulary(header_of(source).folder)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -32,7 +33,6 @@ _NEEDLESS = {
 
 # Options of mergekit-yaml that cannot be honoured, and what to do instead.
 _REFUSED = {
-    "unsafe_truncate_embeddings": "rows of tokens are never cut off unseen: give a tokenizer_source",
     "no_safe_serialization": "pickled weights are not written; leave it out: transformers reads safetensors",
 }
 
@@ -71,6 +71,10 @@ def _needless(name: str) -> Callable[[_Command], _Command]:
 @click.option("-j", "--num-threads", type=click.IntRange(min=1), help="Threads.  [default: all cores]")
 @click.option("--random-seed", "seed", type=int, default=0, show_default=True, help="Seed of random methods.")
 @_switch("allow-crimes", "Merge models of different architectures where their tensors fit.")
+@_switch(
+    "unsafe-truncate-embeddings",
+    "Cut embeddings to the smallest vocabulary, whatever their tokens are; a tokenizer_source is better.",
+)
 @click.option("--out-shard-size", "shard_bytes", callback=_size, default="5B", show_default=True,
               help="Largest file of weights, in bytes.")  # fmt: skip
 @_switch("copy-tokenizer", "Give the result a tokenizer.", default=True)
@@ -91,7 +95,6 @@ def _needless(name: str) -> Callable[[_Command], _Command]:
 @click.option("--write-threads", type=int, help="Accepted; not needed.")
 @click.option("--lora-merge-cache", help="Accepted; not needed.")
 @click.option("--lora-merge-dtype", help="Accepted; not needed.")
-@click.option("--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings", default=None, help="Refused.")
 def command(config: Path, out: Path, **given: Any) -> None:
     """Merge CONFIG (a merge config as mergekit-yaml reads it) into the new model folder OUT."""
     _check_options(given)
@@ -101,13 +104,15 @@ def command(config: Path, out: Path, **given: Any) -> None:
     device = given["device"] or ("cuda" if given["cuda"] or given["gpu_rich"] else "cpu")
     with plain_errors(config):
         text = config.read_text(encoding="utf-8")
-        _check(text, out, allow_crimes=given["allow_crimes"], quiet=given["quiet"])
+        truncate = given["unsafe_truncate_embeddings"]
+        _check(text, out, allow_crimes=given["allow_crimes"], truncate=truncate, quiet=given["quiet"])
         from merge_engine.folder import MergeOptions, merge_config
 
         options = MergeOptions(
             seed=given["seed"],
             device=device,
             allow_crimes=given["allow_crimes"],
+            truncate_embeddings=truncate,
             shard_bytes=given["shard_bytes"],
             copy_tokenizer=given["copy_tokenizer"],
             write_card=given["write_model_card"],
@@ -136,7 +141,7 @@ def _check_options(given: dict[str, Any]) -> None:
             click.echo(f"note: --{name.replace('_', '-')} is not needed: {reason}", err=True)
 
 
-def _check(text: str, out: Path, *, allow_crimes: bool, quiet: bool) -> None:
+def _check(text: str, out: Path, *, allow_crimes: bool, truncate: bool, quiet: bool) -> None:
     """Refuse in a moment, before anything heavy is loaded, what can be told from the headers.
 
     What of the config has no effect is told, unless ``quiet``.
@@ -152,7 +157,8 @@ def _check(text: str, out: Path, *, allow_crimes: bool, quiet: bool) -> None:
         for remark in () if quiet else document.remarks:
             click.echo(f"note: {remark}", err=True)
         if not document.needs:
-            make_plan(document.recipe, open_source, allow_crimes=allow_crimes)
+            recipe = replace(document.recipe, truncate_embeddings=truncate)
+            make_plan(recipe, open_source, allow_crimes=allow_crimes)
 
 
 def _prepare_torch(device: str, threads: int | None) -> None:

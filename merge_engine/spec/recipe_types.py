@@ -73,6 +73,7 @@ class Recipe:
     tokenizer: TokenizerRecipe | None = None
     chat_template: str | None = None
     name: str | None = None
+    truncate_embeddings: bool = False  # no key of a config but an option of its merge: see `align`
 
     @property
     def vocabulary(self) -> TokenizerRecipe | None:

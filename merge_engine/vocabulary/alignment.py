@@ -60,13 +60,20 @@ class Alignment:
 def align(recipe: Recipe, header_of: Callable[[str], CheckpointHeader]) -> Alignment:
     """What ``tokenizer`` or ``tokenizer_source`` of the recipe ask for.
 
+    Without them, ``truncate_embeddings`` leaves as many rows as the shortest vocabulary has, whatever tokens
+    they belong to.
+
     Raises `PlanError` where a tokenizer cannot be read, or a token's row comes from where there is none.
     """
     merged = recipe.model_references()
     default = recipe.base_model or merged[0]
     wanted = recipe.vocabulary
     if wanted is None:
-        return Alignment(tokenizer=default)
+        return (
+            _truncated(recipe, default, header_of)
+            if recipe.truncate_embeddings
+            else Alignment(tokenizer=default)
+        )
     owner = default if wanted.source in (UNION, BASE) else wanted.source
     try:
         folders = {model: header_of(model).folder for model in merged}
@@ -81,6 +88,17 @@ def align(recipe: Recipe, header_of: Callable[[str], CheckpointHeader]) -> Align
     except CheckpointError as error:
         raise PlanError([Problem("tokenizer", str(error))]) from error
     return _Resolver(wanted, owner, recipe, vocabularies, rows).alignment()
+
+
+def _truncated(recipe: Recipe, owner: str, header_of: Callable[[str], CheckpointHeader]) -> Alignment:
+    try:
+        counts = {model: vocabulary_rows(header_of(model)) for model in recipe.model_references()}
+    except CheckpointError as error:
+        raise PlanError([Problem("tokenizer", str(error))]) from error
+    rows = min(counts.values())
+    kept = RowMap(own_R=np.arange(rows), dtype=recipe.dtype)
+    maps = {model: kept for model, count in counts.items() if count > rows}
+    return Alignment(tokenizer=owner, rows=rows if maps else None, maps=maps)
 
 
 def _nothing_to_do(wanted: TokenizerRecipe, folders: Mapping[str, Path], rows: Mapping[str, int]) -> bool:

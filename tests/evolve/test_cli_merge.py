@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from evolve.cli import main
+from merge_engine.checkpoint_header import open_header
 from tests.merge_engine import toy
 from tests.merge_engine.test_out_of_core import hollow_model
 
@@ -76,7 +77,6 @@ def test_needless_options_are_taken_and_say_so(config: Path, tmp_path: Path) -> 
         (["--out-shard-size", "-5B"], "is no size"),
         (["--device", "nowhere"], "device 'nowhere' cannot be used"),
         (["--no-safe-serialization"], "pickled weights are not written"),
-        (["--unsafe-truncate-embeddings"], "give a tokenizer_source"),
         (["--num-threads", "0"], "0 is not in the range"),
     ],
 )
@@ -145,3 +145,22 @@ def test_what_has_no_effect_is_told(config: Path, tmp_path: Path) -> None:
     assert (
         "note: parameters.int8_mask: linear has no parameter 'int8_mask' (it has no effect)" in result.output
     )
+
+
+def test_embeddings_are_cut_to_the_smallest_vocabulary(tmp_path: Path) -> None:
+    models = []
+    for seed, vocabulary in enumerate((70, 64)):
+        settings = toy.config(vocabulary=vocabulary)
+        models.append(toy.save(tmp_path / str(seed), settings, toy.random_tensors(settings, seed)))
+    config = tmp_path / "config.yml"
+    entries = ", ".join(f"{{model: {model}, parameters: {{weight: 1}}}}" for model in models)
+    config.write_text(f"merge_method: linear\nmodels: [{entries}]\n")
+    refused = invoke(config, tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "the vocabularies differ: choose one with tokenizer_source" in refused.output
+    result = invoke(config, tmp_path / "out", "--unsafe-truncate-embeddings")
+    assert result.exit_code == 0, result.output
+    header = open_header(tmp_path / "out")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert header.tensors[name].shape == (64, 32)
+    assert header.config["vocab_size"] == 64
