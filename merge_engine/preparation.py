@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from merge_engine.geometry import Along, Geometry
 from merge_engine.importance import Importance, importance
-from merge_engine.magnitudes import Kept, MagnitudeIndex
+from merge_engine.magnitudes import Kept, MagnitudeIndex, bracket
 from merge_engine.methods.random_field import field_key, field_N
 from merge_engine.methods.rounding import MODERATE_PARAMETER, is_moderate, read
 from merge_engine.methods.sce import variance
@@ -26,13 +27,16 @@ from merge_engine.tensor_files import MERGE_DTYPES
 _SUM_ELEMENTS = (
     2**15
 )  # torch sums so many in one thread, so the result does not depend on the number of threads
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class Preparation:
-    """Everything that was learnt about source models."""
+    """Everything that was learnt about source models. ``once``: for one merge, so little is asked twice."""
 
-    def __init__(self, seed: int, sources: SourceTensors) -> None:
+    def __init__(self, seed: int, sources: SourceTensors, *, once: bool = False) -> None:
         self.seed = seed
+        self._once = once
         self.sources = sources
         self._moderate: dict[TensorRef, bool] = {}
         self._uniforms: dict[TensorRef, Tensor] = {}
@@ -49,93 +53,112 @@ class Preparation:
 
     def is_moderate(self, ref: TensorRef) -> bool:
         """`merge_engine.methods.rounding.is_moderate` of the stored tensor."""
-        if ref not in self._moderate:
-            self._moderate[ref] = is_moderate(self.sources.tensor(ref))
-        return self._moderate[ref]
+        return _found(self._moderate, ref, lambda: is_moderate(self.sources.tensor(ref)))
 
     def field_key(self, ref: TensorRef, block: int) -> tuple[int, int]:
         """What fixes the uniforms of a tensor in a block of `FIELD_ELEMENTS`, wherever the model lies."""
         return field_key(self.seed, self.sources.fingerprint(ref.model), ref.name, block)
 
     def uniforms(self, ref: TensorRef) -> Tensor:
-        """The uniforms of a tensor of one block, fp32 of its length: not to be written to.
+        """The field of uniforms of a tensor of one block, fp32 of its length: not to be written to.
 
         They take twice the memory of a bfloat16 tensor: for short tensors.
         """
-        if ref not in self._uniforms:
+
+        def find() -> Tensor:
             key_2 = torch.tensor(self.field_key(ref, 0), dtype=torch.int32)
-            self._uniforms[ref] = field_N(
-                torch.tensor(0, dtype=torch.int32), self.sources.tensor(ref).numel(), key_2
-            )
-        return self._uniforms[ref]
+            return field_N(torch.tensor(0, dtype=torch.int32), self.sources.tensor(ref).numel(), key_2)
+
+        return _found(self._uniforms, ref, find)
 
     def magnitudes(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> MagnitudeIndex:
         """The counts of source - base as formed in ``dtype``."""
-        key = (source, base, dtype)
-        if key not in self._magnitudes:
-            delta = self._delta(source, base, dtype)
-            self._magnitudes[key] = MagnitudeIndex(
-                lambda start, stop: delta(slice(start, stop)), self.sources.tensor(source).numel()
-            )
-        return self._magnitudes[key]
+        return _found(
+            self._magnitudes,
+            (source, base, dtype),
+            lambda: MagnitudeIndex(self._run_of(source, base, dtype), self._elements(source)),
+        )
+
+    def largest(self, source: TensorRef, base: TensorRef, dtype: torch.dtype, count: int) -> Kept:
+        """Which elements are the ``count`` largest of source - base as formed in ``dtype``.
+
+        What is asked once, as in a merge of any size, is answered without counting everything.
+        """
+        if self._once and (source, base, dtype) not in self._magnitudes:
+            delta, elements = self._run_of(source, base, dtype), self._elements(source)
+            between = bracket(delta, elements, count)
+            index = None if between is None else MagnitudeIndex(delta, elements, between=between)
+            if index is not None and index.covers(count):
+                return index.kept(count)
+        return self.magnitudes(source, base, dtype).kept(count)
 
     def ranks(
         self, source: TensorRef, base: TensorRef, dtype: torch.dtype, shape: tuple[int, ...]
     ) -> RowRanks:
         """The ranks of source - base as formed in ``dtype``."""
-        key = (source, base, dtype)
-        if key not in self._ranks:
-            delta = self._delta(source, base, dtype)
-            self._ranks[key] = RowRanks(
-                lambda start, stop: delta(slice(start, stop)), math.prod(shape), row_length(shape)
-            )
-        return self._ranks[key]
+        return _found(
+            self._ranks,
+            (source, base, dtype),
+            lambda: RowRanks(self._run_of(source, base, dtype), math.prod(shape), row_length(shape)),
+        )
 
     def reached(
         self, source: TensorRef, base: TensorRef, dtype: torch.dtype, shape: tuple[int, ...]
     ) -> Tensor:
         """How many thresholds of its row each element of source - base reaches, uint8: for short tensors."""
-        key = (source, base, dtype)
-        if key not in self._reached:
-            delta_N = self._delta(source, base, dtype)(slice(None))
-            self._reached[key] = self.ranks(source, base, dtype, shape).reached(delta_N)
-        return self._reached[key]
+        return _found(
+            self._reached,
+            (source, base, dtype),
+            lambda: self.ranks(source, base, dtype, shape).reached(
+                self._delta(source, base, dtype)(slice(None))
+            ),
+        )
 
     def selections(
         self, sources: tuple[TensorRef, ...], base: TensorRef, dtype: torch.dtype
     ) -> SelectionIndex:
         """Counts of the variances of source - base over the sources, as formed in ``dtype``."""
-        key = (sources, base, dtype)
-        if key not in self._selections:
-            self._selections[key] = SelectionIndex(
+        return _found(
+            self._selections,
+            (sources, base, dtype),
+            lambda: SelectionIndex(
                 [self._delta(source, base, dtype) for source in sources],
                 lambda deltas: variance(deltas, dtype),
-                self.sources.tensor(base).numel(),
-            )
-        return self._selections[key]
+                self._elements(base),
+            ),
+        )
 
     def overlaps(
         self, sources: tuple[TensorRef, ...], base: TensorRef, dtype: torch.dtype, epsilon: float
     ) -> tuple[Overlap, ...]:
         """How the changes of source - base by more than ``epsilon``, as held in ``dtype``, overlap."""
-        key = (sources, base, dtype, epsilon)
-        if key not in self._overlaps:
-            self._overlaps[key] = overlaps(
+        return _found(
+            self._overlaps,
+            (sources, base, dtype, epsilon),
+            lambda: overlaps(
                 [self._delta(source, base, dtype) for source in sources],
-                self.sources.tensor(base).numel(),
+                self._elements(base),
                 torch.tensor(epsilon, dtype=dtype),
-            )
-        return self._overlaps[key]
+            ),
+        )
 
     def importance(
         self, source: TensorRef, base: TensorRef, dtype: torch.dtype, shape: tuple[int, ...]
     ) -> Importance:
         """How much the changes of source - base as formed in ``dtype`` matter."""
-        key = (source, base, dtype)
-        if key not in self._importances:
-            source_N, base_N = self.sources.tensor(source), self.sources.tensor(base)
-            self._importances[key] = importance(source_N, base_N, shape, dtype)
-        return self._importances[key]
+        tensor = self.sources.tensor
+        return _found(
+            self._importances,
+            (source, base, dtype),
+            lambda: importance(tensor(source), tensor(base), shape, dtype),
+        )
+
+    def cosine(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> float:
+        """Cosine of the angle between two tensors, as read in ``dtype``."""
+        tensor = self.sources.tensor
+        return _found(
+            self._cosines, (source, base, dtype), lambda: _cosine(tensor(source), tensor(base), dtype)
+        )
 
     def task_vector(self, source: TensorRef, base: TensorRef, dtype: torch.dtype, where: slice) -> Tensor:
         """Elements of source - base as formed in ``dtype``."""
@@ -158,12 +181,20 @@ class Preparation:
         tensor = self.sources.tensor
         return lambda where: task_vector(tensor(source)[where], tensor(base)[where], dtype)
 
-    def cosine(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> float:
-        """Cosine of the angle between two tensors, as read in ``dtype``."""
-        key = (source, base, dtype)
-        if key not in self._cosines:
-            self._cosines[key] = _cosine(self.sources.tensor(source), self.sources.tensor(base), dtype)
-        return self._cosines[key]
+    def _run_of(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> Callable[[int, int], Tensor]:
+        """`_delta` of elements [start, stop)."""
+        delta = self._delta(source, base, dtype)
+        return lambda start, stop: delta(slice(start, stop))
+
+    def _elements(self, ref: TensorRef) -> int:
+        return self.sources.tensor(ref).numel()
+
+
+def _found(known: dict[_Key, _Value], key: _Key, find: Callable[[], _Value]) -> _Value:
+    """What is known for ``key``: found now if it has not been."""
+    if key not in known:
+        known[key] = find()
+    return known[key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,13 +224,14 @@ class JobInputs:
     def kept(self, source: int, density: float) -> Kept:
         if density >= 1.0 or not self.elements:
             return Kept(threshold=0.0, ties_end=self.elements)
-        return self._magnitudes(source).kept(self._count(density))
+        return self.largest(source, self._count(density))
 
     def sums(self, source: int, density: float) -> tuple[float, float]:
         return self._magnitudes(source).sums(self._count(density))
 
     def largest(self, source: int, count: int) -> Kept:
-        return self._magnitudes(source).kept(count)
+        assert self.job.base is not None
+        return self.preparation.largest(self.job.sources[source], self.job.base, self.dtype, count)
 
     def sum_of_largest(self, source: int, count: int) -> tuple[float, float]:
         return self._magnitudes(source).sums(count)

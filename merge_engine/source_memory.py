@@ -35,7 +35,7 @@ class Passing:
         self._seed = seed
         self._windows = FileWindows()
         self._sources = SourceTensors(self._windows)
-        self.preparation = Preparation(seed, self._sources)
+        self.preparation = Preparation(seed, self._sources, once=True)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Iterable[TensorJob]], None]]:
@@ -50,7 +50,7 @@ class Passing:
     def forget(self) -> None:
         """Let go of the tensors and all that was learnt about them."""
         self._sources.forget_tensors()
-        self.preparation = Preparation(self._seed, self._sources)
+        self.preparation = Preparation(self._seed, self._sources, once=True)
 
     def _read(self, jobs: Iterable[TensorJob]) -> None:
         for job in jobs:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_engine import magnitudes
-from merge_engine.magnitudes import Kept, MagnitudeIndex
+from merge_engine.magnitudes import Kept, MagnitudeIndex, bracket
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -94,3 +94,35 @@ def test_a_block_whose_elements_are_all_alike() -> None:
     delta = torch.full((2**18,), 0.5, dtype=torch.bfloat16)
     kept = MagnitudeIndex(lambda start, stop: delta[start:stop], len(delta)).kept(1000)
     assert kept == Kept(threshold=0.5, ties_end=1000)
+
+
+@pytest.mark.parametrize("share_of_zeros", [0.0, 0.5, 0.99])
+def test_a_single_count_needs_only_the_bins_near_it(
+    monkeypatch: pytest.MonkeyPatch, share_of_zeros: float
+) -> None:
+    monkeypatch.setattr(magnitudes, "_SAMPLE_FROM", 1000)
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(2**16, generator=generator).to(torch.bfloat16)
+    delta[torch.rand(2**16, generator=generator) < share_of_zeros] = 0.0
+
+    def read(start: int, stop: int) -> Tensor:
+        return delta[start:stop]
+
+    whole = MagnitudeIndex(read, len(delta))
+    for count in (1, 100, 20_000, 40_000, 60_000, len(delta) - 1):
+        between = bracket(read, len(delta), count)
+        index = MagnitudeIndex(read, len(delta), between=between)
+        assert index.covers(count)
+        assert index.kept(count) == whole.kept(count)
+
+
+def test_a_bracket_that_misses_says_so() -> None:
+    delta = torch.arange(1.0, 257.0).to(torch.bfloat16)
+    low, high = 0x4200, 0x4240  # 32 to 48
+    index = MagnitudeIndex(lambda start, stop: delta[start:stop], len(delta), between=(low, high))
+    assert [count for count in range(257) if not index.covers(count)] == [*range(1, 209), *range(226, 256)]
+
+
+def test_nothing_is_bracketed_where_bins_are_wide_or_elements_few() -> None:
+    for delta in (torch.ones(2**20), torch.ones(100, dtype=torch.bfloat16)):
+        assert bracket(lambda start, stop, delta=delta: delta[start:stop], len(delta), 50) is None
