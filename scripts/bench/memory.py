@@ -18,6 +18,11 @@ class OwnMemoryPeak:
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     @property
+    def held_bytes(self) -> int:
+        """What was held when the block was entered."""
+        return self._before_bytes
+
+    @property
     def above_mib(self) -> float:
         """The peak above what was held when the block was entered."""
         return (self._peak_bytes - self._before_bytes) / _MIB
