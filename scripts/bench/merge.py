@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.processes import Comparison, Processes
-from bench.resident import Timing, measure
+from bench.resident import measure
 from bench.synthetic import Size, config_file, make_models, read_models
 
 SCALING_METHODS = ("linear", "ties")
@@ -15,19 +15,15 @@ _SMALL = Size(layers=5, vocabulary=32_000)  # 0.10 B
 
 def in_search(
     folder: Path, size: Size, sources: int, methods: Sequence[str], repetitions: int, threads: int
-) -> str:
-    """Merging into a resident model, sources prepared, against `copy_` of the same bytes."""
+) -> Iterator[str]:
+    """Merging into a resident model, sources prepared, against `copy_` of the same bytes; line by line."""
     models = make_models(folder, size, sources)
-    timings = [measure(method, models, size, repetitions, threads) for method in methods]
-    return "\n".join(_search_lines(timings, size, threads))
-
-
-def _search_lines(timings: Sequence[Timing], size: Size, threads: int) -> Iterator[str]:
     yield f"{size.parameters / 1e9:.2f} B parameters, bf16, {threads} thread(s); copy: `copy_`, same bytes"
     yield ""
     yield "| method | first (s) | candidate (s) | copy (s) | candidate / copy | memory above model (MiB) |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for t in timings:
+    for method in methods:
+        t = measure(method, models, size, repetitions, threads)
         times = f"{t.first_s:.1f} | {t.candidate_s:.3f} | {t.copy_s:.3f}"
         yield f"| {t.method} | {times} | {t.ratio:.2f} | {t.extra_mib:.0f} |"
 
@@ -41,20 +37,10 @@ def whole_processes(
     threads: int,
     *,
     wheel: bool,
-) -> str:
-    """Our command, the wheel's and a copying process on the same files."""
+) -> Iterator[str]:
+    """Our command, the wheel's and a copying process on the same files; line by line as they are measured."""
     models = make_models(folder, size, sources)
     processes = Processes(folder, threads=threads, repetitions=repetitions)
-    rows = [
-        processes.compare(
-            method, config_file(folder, method, models), read_models(method, models), wheel=wheel
-        )
-        for method in methods
-    ]
-    return "\n".join(_process_lines(rows, size, sources, threads))
-
-
-def _process_lines(rows: Sequence[Comparison], size: Size, sources: int, threads: int) -> Iterator[str]:
     yield (
         f"{size.parameters / 1e9:.2f} B parameters, bf16, base and {sources} sources, {threads} thread(s); "
         "whole processes"
@@ -65,21 +51,26 @@ def _process_lines(rows: Sequence[Comparison], size: Size, sources: int, threads
         "| peak, ours (MiB) | peak, wheel (MiB) |"
     )
     yield "| --- " * 9 + "|"
-    for row in rows:
-        ours = f"{row.copy.wall_s:.1f} | {row.warm.wall_s:.1f} | {row.warm.wall_s / row.copy.wall_s:.2f}"
-        peak_mib = max(row.warm.peak_mib, row.cold.peak_mib)
-        if row.wheel is None:
-            yield f"| {row.method} | {ours} | {row.cold.wall_s:.1f} | | | {peak_mib:.0f} | |"
-            continue
-        wheel = f"{row.wheel.wall_s:.1f} | {row.wheel.wall_s / row.warm.wall_s:.1f}"
-        peaks = f"{peak_mib:.0f} | {row.wheel.peak_mib:.0f}"
-        yield f"| {row.method} | {ours} | {row.cold.wall_s:.1f} | {wheel} | {peaks} |"
+    for method in methods:
+        config = config_file(folder, method, models)
+        yield _process_line(processes.compare(method, config, read_models(method, models), wheel=wheel))
 
 
-def scaling(folder: Path, repetitions: int, threads: int) -> str:
+def _process_line(row: Comparison) -> str:
+    ours = f"{row.copy.wall_s:.1f} | {row.warm.wall_s:.1f} | {row.warm.wall_s / row.copy.wall_s:.2f}"
+    peak_mib = max(row.warm.peak_mib, row.cold.peak_mib)
+    if row.wheel is None:
+        return f"| {row.method} | {ours} | {row.cold.wall_s:.1f} | | | {peak_mib:.0f} | |"
+    wheel = f"{row.wheel.wall_s:.1f} | {row.wheel.wall_s / row.warm.wall_s:.1f}"
+    peaks = f"{peak_mib:.0f} | {row.wheel.peak_mib:.0f}"
+    return f"| {row.method} | {ours} | {row.cold.wall_s:.1f} | {wheel} | {peaks} |"
+
+
+def scaling(folder: Path, repetitions: int, threads: int) -> Iterator[str]:
     """Our command by number of sources (0.1 B parameters) and by size (3 sources, two of them links)."""
     processes = Processes(folder, threads=threads, repetitions=repetitions)
-    lines = ["| method | parameters (B) | sources | seconds, warm | copy (s) | / copy |", "| --- " * 6 + "|"]
+    yield "| method | parameters (B) | sources | seconds, warm | copy (s) | / copy |"
+    yield "| --- " * 6 + "|"
     cases = [(_SMALL, count) for count in (2, 4, 8, 16)]
     cases += [(Size(layers=layers, vocabulary=32_000), 3) for layers in (23, 65)]
     for size, count in cases:
@@ -89,5 +80,4 @@ def scaling(folder: Path, repetitions: int, threads: int) -> str:
             row = processes.compare(method, config, read_models(method, models), wheel=False)
             ratio = row.warm.wall_s / row.copy.wall_s
             times = f"{row.warm.wall_s:.1f} | {row.copy.wall_s:.1f} | {ratio:.2f}"
-            lines.append(f"| {method} | {size.parameters / 1e9:.2f} | {count} | {times} |")
-    return "\n".join(lines)
+            yield f"| {method} | {size.parameters / 1e9:.2f} | {count} | {times} |"

@@ -50,7 +50,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One method, medians of repetitions. Peaks: above an idle process with the same imports."""
+    """One method, medians of repetitions; the wheel runs once. Peaks: above an idle process after imports."""
 
     method: str
     copy: Cost
@@ -74,17 +74,17 @@ class Processes:
         """All commands for one config, one after another, as often as asked for."""
         warm, _ = self._caches
         self._run([sys.executable, "-c", _PREPARE, str(config), str(self._threads)], cache=warm)
-        rounds = [self._round(config, models, wheel=wheel) for _ in range(self._repetitions)]
-        copies, warms, colds, wheels = (list(costs) for costs in zip(*rounds, strict=True))
+        rounds = [self._round(config, models) for _ in range(self._repetitions)]
+        copies, warms, colds = (list(costs) for costs in zip(*rounds, strict=True))
         return Comparison(
             method=method,
             copy=_median(copies),
             warm=_median(warms),
             cold=_median(colds),
-            wheel=_median(wheels) if wheel else None,
+            wheel=self._wheel(config) if wheel else None,  # minutes for some methods
         )
 
-    def _round(self, config: Path, models: Sequence[Path], *, wheel: bool) -> tuple[Cost, Cost, Cost, Cost]:
+    def _round(self, config: Path, models: Sequence[Path]) -> tuple[Cost, Cost, Cost]:
         files = [str(file) for model in models for file in sorted(model.glob("*.safetensors"))]
         warm_cache, cold_cache = self._caches
         shutil.rmtree(cold_cache, ignore_errors=True)
@@ -93,7 +93,7 @@ class Processes:
         copy = self._run([sys.executable, "-c", _COPY, str(self._out), *files])
         warm = self._run(ours, cache=warm_cache, idle_mib=self._our_idle)
         cold = self._run(ours, cache=cold_cache, idle_mib=self._our_idle)
-        return copy, warm, cold, self._wheel(config) if wheel else copy
+        return copy, warm, cold
 
     def _wheel(self, config: Path) -> Cost:
         command = [str(Path(sys.executable).with_name("mergekit-yaml")), str(config), str(self._out)]
@@ -107,11 +107,7 @@ class Processes:
             "PYTHONPATH": str(ROOT),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(self._threads),
-            **(
-                {}
-                if cache is None
-                else {"MERGEVOLVE_CACHE": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
-            ),
+            **({} if cache is None else {"MERGEVOLVE_CACHE": str(cache)}),
         }
         start = time.perf_counter()
         child = subprocess.Popen(
