@@ -115,7 +115,7 @@ def _release_gpu() -> None:
     """The merge has left memory to this process that the engine is going to ask for."""
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
