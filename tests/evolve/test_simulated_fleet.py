@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,12 @@ from bench.simulated_fleet import Conditions, SimulatedFleet  # noqa: E402
 from evolve.dispatch import run_jobs  # noqa: E402
 from evolve.fleet import Done, Job  # noqa: E402
 from evolve.interrupt import Interrupt  # noqa: E402
+from evolve.journal import Journal, read_journal  # noqa: E402
 from evolve.outcome import Failed  # noqa: E402
+from evolve.report.summary import summarise  # noqa: E402
+from evolve.search import SearchSettings, new_run, run_search  # noqa: E402
+from evolve.worker_log import WorkerLog  # noqa: E402
+from tests.fault.toy import ToySpace  # noqa: E402
 
 _WORKERS = 48
 
@@ -52,6 +58,24 @@ def test_whole_generations_keep_workers_waiting_less_the_larger_they_are(tmp_pat
         for times in (1, 4)
     ]
     assert 0.5 < shares[0].done < 0.8 < shares[1].done < 0.95
+
+
+def test_the_report_finds_in_the_journal_what_the_workers_did(tmp_path: Path) -> None:
+    fleet = SimulatedFleet(Conditions(workers=6, deaths_per_minute=0.5, start_s=20.0))
+    settings = SearchSettings(seed=0, popsize=12, max_fevals=100)
+    path = tmp_path / "journal.jsonl"
+    started = new_run(ToySpace(), settings, batch_size=1, inputs={}, started_at="now")
+    with closing(Journal.create(path, started)) as journal:
+        run_search(ToySpace(), settings, fleet, journal, [WorkerLog(journal)])
+    work = summarise(read_journal(path)).work
+    shares = fleet.shares(0.0, work.elapsed_s)
+    there = 1 - shares.starting
+    assert len(work.workers) == 6
+    assert work.resumed_s == ()
+    assert shares.starting > 0.05
+    assert shares.lost > 0.01
+    assert work.idle_share == pytest.approx(shares.idle / there, abs=1e-3)
+    assert work.lost_share == pytest.approx(shares.lost / there, abs=1e-3)
 
 
 def run(fleet: SimulatedFleet, count: int) -> list[Done]:
