@@ -39,7 +39,7 @@ class Switching:
     score_s: float
 
 
-def measure(demo: Path, scales: Scales, candidates: int, items: int) -> Switching:
+def measure(demo: Path, scales: Scales, candidates: int, items: int | None) -> Switching:
     """Random paths near the start (each slot flipped one time in ten) through two models of the demo."""
     models = (str(demo / "text"), str(demo / "base"))
     facts = {model: model_facts(open_header(Path(model))) for model in models}
@@ -56,7 +56,7 @@ def measure(demo: Path, scales: Scales, candidates: int, items: int) -> Switchin
     )
 
 
-def _evaluator(space: LayoutSpace, demo: Path, items: int) -> MergeEvaluator:
+def _evaluator(space: LayoutSpace, demo: Path, items: int | None) -> MergeEvaluator:
     suite = SuiteSpec(
         tasks=tuple(TaskSpec(name=name, metric=metric) for name, metric in _TASKS),
         search_paths=(str(demo / "tasks"),),
