@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 Split: TypeAlias = Literal["search", "holdout"]
 
 
-class Backend(Protocol):
-    """One resident model and a task suite, built once; it knows models and tasks, never genomes."""
+class Suite(Protocol):
+    """A task suite, built once; it knows models and tasks, never genomes."""
 
     @property
     def forward_s(self) -> float:
-        """Seconds spent in the model's forward passes since the backend was built."""
+        """Seconds spent in models' forward passes so far."""
         ...
 
     @property
@@ -30,8 +30,12 @@ class Backend(Protocol):
 
     @property
     def suite_digest(self) -> str:
-        """A digest of every item and of the tokens that the model is asked, on both splits."""
+        """A digest of every item and of the tokens that models are asked, on both splits."""
         ...
+
+
+class Backend(Suite, Protocol):
+    """A task suite and one resident model."""
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The resident storage by checkpoint name; tied weights once. Writing into it is loading.
@@ -62,23 +66,8 @@ class Backend(Protocol):
         ...
 
 
-class FolderScorer(Protocol):
-    """A task suite, built once, for models that come one after another as folders."""
-
-    @property
-    def forward_s(self) -> float:
-        """Seconds spent in models' forward passes so far."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Sequences per forward pass. Part of what a score depends on: fixed for a whole search."""
-        ...
-
-    @property
-    def suite_digest(self) -> str:
-        """A digest of every item and of the tokens that models are asked, on both splits."""
-        ...
+class FolderScorer(Suite, Protocol):
+    """A task suite for models that come one after another as folders."""
 
     def score(self, folder: Path, split: Split) -> Report:
         """Loads the model in ``folder``, scores it on one split of the suite, and lets go of it.
