@@ -122,7 +122,7 @@ def test_several_documents_in_one_file(config: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_merge_that_is_told_to_end_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    model = hollow_model(tmp_path / "model")
+    model = hollow_model(tmp_path / "model", tensors=400)  # seconds of work
     config = tmp_path / "config.yml"
     config.write_text(f"merge_method: linear\nmodels: [{{model: {model}, parameters: {{weight: 2}}}}]\n")
     code = "import sys; from evolve.cli import main; main(sys.argv[1:])"

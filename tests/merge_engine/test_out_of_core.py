@@ -50,9 +50,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [hollow_model(folder / name) for name in ("base", "a", "b", "c")]
 
 
-def hollow_model(folder: Path) -> Path:
+def hollow_model(folder: Path, tensors: int = TENSORS) -> Path:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(toy.config(layers=TENSORS)))
+    (folder / "config.json").write_text(json.dumps(toy.config(layers=tensors)))
     size = ROWS * COLUMNS * 2
     header = json.dumps(
         {
@@ -61,13 +61,13 @@ def hollow_model(folder: Path) -> Path:
                 "shape": [ROWS, COLUMNS],
                 "data_offsets": [i * size, (i + 1) * size],
             }
-            for i in range(TENSORS)
+            for i in range(tensors)
         }
     ).encode()
     header += b" " * (-len(header) % 8)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + TENSORS * size)
+        file.truncate(8 + len(header) + tensors * size)
     return folder
 
 
