@@ -125,7 +125,7 @@ def test_a_merge_that_is_told_to_end_leaves_nothing(number: signal.Signals, tmp_
     model = hollow_model(tmp_path / "model", tensors=400)  # seconds of work
     config = tmp_path / "config.yml"
     config.write_text(f"merge_method: linear\nmodels: [{{model: {model}, parameters: {{weight: 2}}}}]\n")
-    # What a shell starts in the background ignores SIGINT, and so does what that starts: this test, it may be.
+    # What a shell starts in the background ignores SIGINT, and so does what that starts in turn.
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{heard}; import sys; from evolve.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "merge", str(config), str(tmp_path / "out")]
