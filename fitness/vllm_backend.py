@@ -28,7 +28,7 @@ class VllmBackend:
     Args:
         folder: a model folder: config, tokenizer, and the safetensors files that the engine starts from.
         dtype: of the weights, as a checkpoint names it ("bfloat16").
-        memory_bytes: without a GPU, what the engine and its merges may take; None takes what the suite needs.
+        memory_bytes: what the engine and its merges may take; None: the whole GPU, or what the suite needs.
         merge_bytes: what a merge holds on the device, beside the weights that it hands over.
         pads: candidates may have fewer layers than the folder's model; the rest are identities then.
 

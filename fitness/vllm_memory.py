@@ -64,13 +64,15 @@ class Need:
 def cache_bytes(need: Need, settings: VllmSettings, memory_bytes: int | None) -> int | None:
     """What keys and values may take; None leaves it to vLLM, which fills its share of a GPU.
 
-    ``memory_bytes``: as in `cpu_cache_bytes`, for engines without a GPU. Raises `ModelError`.
+    ``memory_bytes``: what engine and merges may take of the GPU, None for all of it; without a GPU as in
+    `cpu_cache_bytes`. Raises `ModelError`.
     """
     import torch
 
     if not torch.cuda.is_available():
         return cpu_cache_bytes(need, settings, memory_bytes)
-    check_gpu(need, settings, torch.cuda.get_device_properties(0).total_memory)
+    total_bytes = torch.cuda.get_device_properties(0).total_memory
+    check_gpu(need, settings, total_bytes, total_bytes if memory_bytes is None else memory_bytes)
     return None
 
 
@@ -99,20 +101,21 @@ def cpu_cache_bytes(need: Need, settings: VllmSettings, memory_bytes: int | None
     return min(wanted, left)
 
 
-def check_gpu(need: Need, settings: VllmSettings, total_bytes: int) -> None:
-    """
+def check_gpu(need: Need, settings: VllmSettings, total_bytes: int, own_bytes: int) -> None:
+    """Of a GPU of ``total_bytes``, ``own_bytes`` are this worker's: less where workers share it.
+
     Raises:
         ModelError: the engine's share of a GPU cannot hold it, or the rest cannot hold a merge.
     """
     share = settings.gpu_memory_utilization
     engine = {"weights": need.weights, "keys and values of one sequence": 2 * need.sequence}
     merge = {"taking and merging new weights": need.swap + need.merge, "vLLM itself": _PROCESS_BYTES}
-    if sum({**engine, **merge}.values()) > total_bytes:
+    if sum({**engine, **merge}.values()) > own_bytes:
         remedies = ["a larger vllm.tensor_parallel_size", "a smaller vllm.max_model_len"]
-        raise _too_large({**engine, **merge}, total_bytes, remedies)
+        raise _too_large({**engine, **merge}, own_bytes, remedies)
     for parts, room, change in (
         (engine, int(share * total_bytes), "larger"),
-        (merge, int((1 - share) * total_bytes), "smaller"),
+        (merge, own_bytes - int(share * total_bytes), "smaller"),
     ):
         if sum(parts.values()) > room:
             remedy = f"a {change} vllm.gpu_memory_utilization (it is {share:g} of {_gib(total_bytes)})"

@@ -156,11 +156,18 @@ def test_a_gpu_that_is_too_small_is_refused_with_the_setting_to_change(
     share: float, total: int, message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        check_gpu(NEED, VllmSettings(gpu_memory_utilization=share), total * GIB)
+        check_gpu(NEED, VllmSettings(gpu_memory_utilization=share), total * GIB, total * GIB)
+
+
+def test_workers_that_share_a_gpu_have_their_part_for_merging() -> None:
+    settings = VllmSettings(gpu_memory_utilization=0.4)
+    check_gpu(NEED, settings, 20 * GIB, 20 * GIB)
+    with pytest.raises(ModelError, match=r"new weights 5 GiB, .* there are 2 GiB .* a smaller vllm.gpu"):
+        check_gpu(NEED, settings, 30 * GIB, 14 * GIB)
 
 
 def test_a_gpu_that_holds_both_is_fine() -> None:
-    check_gpu(NEED, VllmSettings(gpu_memory_utilization=0.5), 20 * GIB)
+    check_gpu(NEED, VllmSettings(gpu_memory_utilization=0.5), 20 * GIB, 20 * GIB)
 
 
 def test_an_error_is_sent_to_another_process_with_its_traceback() -> None:
