@@ -52,7 +52,7 @@ def main() -> None:
     """Two workers of two GPUs each, of four that Ray is told to have."""
     import ray
 
-    ray.init(num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
     (node,) = alive_nodes()
     share = plan_share([node], num_workers=None, device=None, gpus_per_worker=2)
     assert share.fitting(node) == 2
