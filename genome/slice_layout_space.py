@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from genome.baselines import Baseline
-from genome.box import Box, Variable, Vector
+from genome.box import Box, Vector
 from genome.errors import RefusedRecipe, SearchFileError
 from genome.facts import ModelFacts
 from genome.slice_layout import LayoutSpec
+from genome.slice_layout_slots import Slot, laid_out
 from merge_engine.errors import Problem
 from merge_engine.spec import InputModel, OutputSlice, Recipe, SliceSource
 from merge_engine.spec.residual import RESIDUAL, factor_of, residual_problems, scale_values
@@ -28,25 +29,6 @@ from merge_engine.spec.residual import RESIDUAL, factor_of, residual_problems, s
 _OCTAVE = 2**16  # steps of a scale from 1 to 2: products of scales are sums of steps, exact to invert
 _SMALLEST_SCALE = 2**-7  # of one scale: at 0 there is no hidden state
 _LARGEST_STEPS = 13 * _OCTAVE  # of all scales along a path: float16 ends at 2**16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Slot:
-    """Where a path may go through layer ``layer`` of ``model``.
-
-    ``turn``: which repeat it belongs to. ``use``, ``scale``: coordinates of its genes; None: always on, and
-    never scaled.
-    """
-
-    model: str
-    layer: int
-    turn: int
-    use: int | None = None
-    scale: int | None = None
-
-    def follows(self, other: _Slot) -> bool:
-        """Whether ``other`` is the layer before this one in its model."""
-        return self.model == other.model and self.layer == other.layer + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +58,7 @@ class LayoutSpace(Box):
         self._residual = None if spec.scales == "none" else RESIDUAL[own.model_type]
         self.models = spec.models
         self.most_layers = spec.max_layers or 2 * own.num_layers
-        self._slots, variables = _with_genes(_laid_out(spec, facts), spec)
+        self._slots, variables = laid_out(spec, facts)
         super().__init__(variables)
 
     def decode(self, vector: Vector) -> Recipe:
@@ -130,13 +112,13 @@ class LayoutSpace(Box):
     def _at(self, name: str, vector: Vector) -> Baseline:
         return Baseline(name=name, recipe=self.decode(vector), vector=vector)
 
-    def _point(self, path: Sequence[_Slot]) -> Vector:
+    def _point(self, path: Sequence[Slot]) -> Vector:
         """The vector of a path with nothing scaled."""
         vector = np.array([1.0 if kind == "real" else 0.0 for kind in self.kinds])
         vector[[slot.use for slot in path if slot.use is not None]] = 1.0
         return vector
 
-    def _path(self, values: Sequence[float]) -> list[_Slot]:
+    def _path(self, values: Sequence[float]) -> list[Slot]:
         """The slots that are on, as far as `max_layers` goes; a last layer that is always on is kept."""
         path = [slot for slot in self._slots if slot.use is None or values[slot.use] == 1.0]
         if len(path) <= self.most_layers:
@@ -144,10 +126,10 @@ class LayoutSpace(Box):
         end = path[-1:] if self._spec.keep_ends else []
         return path[: self.most_layers - len(end)] + end
 
-    def _factors(self, path: Sequence[_Slot], values: Sequence[float]) -> Iterator[float]:
+    def _factors(self, path: Sequence[Slot], values: Sequence[float]) -> Iterator[float]:
         """What each layer's output projections are multiplied by: one over all scales so far."""
         steps, sign = 0, 1.0
-        before: _Slot | None = None
+        before: Slot | None = None
         for slot in path:
             is_hop = before is not None and not slot.follows(before)
             if slot.scale is not None and (is_hop or self._spec.scales == "layer"):
@@ -179,7 +161,7 @@ class LayoutSpace(Box):
         )
         return OutputSlice(sources=(source,))
 
-    def _fitting(self, layers: Sequence[tuple[str, int]]) -> list[_Slot] | None:
+    def _fitting(self, layers: Sequence[tuple[str, int]]) -> list[Slot] | None:
         """The first slots that hold these layers in this order; None where there are none."""
         slots = list(self._slots)
         if self._spec.keep_ends:
@@ -213,63 +195,7 @@ def _problems(spec: LayoutSpec, facts: Mapping[str, ModelFacts]) -> list[Problem
     return problems
 
 
-def _laid_out(spec: LayoutSpec, facts: Mapping[str, ModelFacts]) -> list[_Slot]:
-    """All slots in their order, without genes."""
-    slots = [
-        _Slot(model=model, layer=layer, turn=turn)
-        for turn in range(spec.repeats)
-        for model in spec.models
-        for layer in range(facts[model].num_layers)
-    ]
-    if spec.keep_ends:
-        slots.append(slots.pop(facts[spec.pattern].num_layers - 1))
-    return slots
-
-
-def _with_genes(slots: Sequence[_Slot], spec: LayoutSpec) -> tuple[tuple[_Slot, ...], list[Variable]]:
-    """The slots with the coordinates of their genes; first all that are on or off, then all scales."""
-    variables: list[Variable] = []
-    uses: dict[int, int] = {}
-    for i, slot in enumerate(slots):
-        if not (spec.keep_ends and i in (0, len(slots) - 1)):
-            uses[i] = len(variables)
-            start = float(slot.turn == 0 and slot.model == spec.pattern)
-            variables.append(
-                Variable(name=f"use {_shown(slot)}", kind="categorical", low=0, high=1, start=start)
-            )
-    scales: dict[object, int] = {}
-    low, high = spec.scale_bounds
-    for i, slot in enumerate(slots):
-        key = _scale_key(spec, i, slot)
-        if key is not None and key not in scales:
-            scales[key] = len(variables)
-            where = _shown(slot) if spec.scales == "hop" else f"{slot.model} layer {slot.layer}"
-            variables.append(Variable(name=f"scale into {where}", kind="real", low=low, high=high, start=1.0))
-    given = tuple(
-        _Slot(
-            model=slot.model,
-            layer=slot.layer,
-            turn=slot.turn,
-            use=uses.get(i),
-            scale=scales.get(_scale_key(spec, i, slot)),
-        )
-        for i, slot in enumerate(slots)
-    )
-    return given, variables
-
-
-def _scale_key(spec: LayoutSpec, index: int, slot: _Slot) -> object:
-    """What shares one scale gene; None for a slot without."""
-    if spec.scales == "layer":
-        return slot.model, slot.layer
-    return index if spec.scales == "hop" and index > 0 else None  # nothing jumps to the first slot
-
-
-def _shown(slot: _Slot) -> str:
-    return f"{slot.model} layer {slot.layer}, turn {slot.turn}"
-
-
-def _runs(path: Sequence[_Slot], factors: Iterator[float]) -> Iterator[_Run]:
+def _runs(path: Sequence[Slot], factors: Iterator[float]) -> Iterator[_Run]:
     """The path as runs of successive layers of one model and one factor."""
     run: _Run | None = None
     for slot, factor in zip(path, factors, strict=True):
@@ -295,8 +221,8 @@ def _read(recipe: Recipe) -> list[_Run] | None:
     return runs if any(run.start < run.end for run in runs) else None
 
 
-def _first_fit(slots: Sequence[_Slot], layers: Sequence[tuple[str, int]]) -> list[_Slot] | None:
-    found: list[_Slot] = []
+def _first_fit(slots: Sequence[Slot], layers: Sequence[tuple[str, int]]) -> list[Slot] | None:
+    found: list[Slot] = []
     for slot in slots:
         if len(found) < len(layers) and (slot.model, slot.layer) == layers[len(found)]:
             found.append(slot)
