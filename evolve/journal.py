@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from evolve.errors import JournalError
-from evolve.outcome import Failed, Outcome, Scored
+from evolve.journal_lines import decode, encode, to_line
 from evolve.records import (
     SCHEMA_VERSION,
     CandidateRecord,
     HoldoutRecord,
-    Measured,
     Record,
     RunRecord,
     WorkerRecord,
 )
 from evolve.storage import sync_folder, write_atomically
-from fitness.results import Report, TaskResult
 
 # In version 1 every candidate was scored, those with equal recipes too.
 READ_VERSIONS = (1, 2, SCHEMA_VERSION)
@@ -67,7 +64,7 @@ class Journal:
         Raises:
             StorageError: the file cannot be written.
         """
-        write_atomically(path, _to_line(run).decode())
+        write_atomically(path, to_line(run).decode())
         return cls(path, JournalView(run=run, candidates=(), holdout=()))
 
     @classmethod
@@ -89,7 +86,7 @@ class Journal:
         Raises:
             JournalError: the disk refuses it; the journal is as it was before.
         """
-        data = b"".join(map(_to_line, records))
+        data = b"".join(map(to_line, records))
         try:
             written = os.write(self._descriptor, data)
             if written < len(data):  # the disk filled up half-way: the next write says why
@@ -120,7 +117,7 @@ def read_journal(path: Path) -> JournalView:
 
 def canonical(records: Iterable[Record]) -> list[dict[str, Any]]:
     """The part of ``records`` that is the same in every run of one search: plain data in a fixed order."""
-    lines = [_encode(record) for record in records if not isinstance(record, WorkerRecord)]
+    lines = [encode(record) for record in records if not isinstance(record, WorkerRecord)]
     for line in lines:
         del line["measured"]
     return sorted(lines, key=lambda line: (line["kind"], line.get("id", 0), line.get("name", "")))
@@ -195,126 +192,9 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
                 f"{path} has schema version {data['schema']}, this program reads versions {known}: "
                 "finish the search with the version that started it"
             )
-        return _decode(data)
+        return decode(data)
     except (ValueError, KeyError, TypeError) as error:
         raise JournalError(
             f"{path}, line {number} is damaged ({type(error).__name__}: {error}); restore the file "
             "from a copy, or remove that line to have its candidate scored again"
         ) from error
-
-
-def _to_line(record: Record) -> bytes:
-    # orjson writes a number that is none as null; scores are finite by their type, items are filtered below.
-    return orjson.dumps(_encode(record), option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _encode(record: Record) -> dict[str, Any]:
-    if isinstance(record, RunRecord):
-        return {
-            "kind": "run",
-            "schema": record.schema,
-            "seed": record.seed,
-            "popsize": record.popsize,
-            "batch_size": record.batch_size,
-            "dimensions": record.dimensions,
-            "inputs": record.inputs,
-            "measured": {"versions": record.versions, "started_at": record.started_at},
-        }
-    if isinstance(record, CandidateRecord):
-        return {
-            "kind": "candidate",
-            "id": record.id,
-            "generation": record.generation,
-            "index": record.index,
-            "origin": record.origin,
-            "recipe": record.recipe,
-            "copied_from": record.copied_from,
-            "outcome": _encode_outcome(record.outcome),
-            "measured": asdict(record.measured),
-        }
-    if isinstance(record, WorkerRecord):
-        return {"kind": "worker", "measured": asdict(record)}
-    return {
-        "kind": "holdout",
-        "name": record.name,
-        "candidate_id": record.candidate_id,
-        "outcome": _encode_outcome(record.outcome),
-        "measured": asdict(record.measured),
-    }
-
-
-def _encode_outcome(outcome: Outcome) -> dict[str, Any]:
-    if isinstance(outcome, Failed):
-        return {"failed": {"stage": outcome.stage, "reason": outcome.reason}}
-    return {
-        "score": outcome.report.score,
-        "tasks": [
-            {
-                "task": task.task,
-                "metric": task.metric,
-                "weight": task.weight,
-                "value": task.value,
-                "items": [
-                    value if value is not None and math.isfinite(value) else None for value in task.items
-                ],
-                "item_ids": list(task.item_ids),
-            }
-            for task in outcome.report.tasks
-        ],
-    }
-
-
-def _decode(data: Mapping[str, Any]) -> Record:
-    kind, measured = data["kind"], data["measured"]
-    if kind == "run":
-        return RunRecord(
-            schema=data["schema"],
-            seed=data["seed"],
-            popsize=data["popsize"],
-            batch_size=data["batch_size"],
-            dimensions=data["dimensions"],
-            inputs=data["inputs"],
-            versions=measured["versions"],
-            started_at=measured["started_at"],
-        )
-    if kind == "candidate":
-        return CandidateRecord(
-            id=data["id"],
-            generation=data["generation"],
-            index=data["index"],
-            origin=data["origin"],
-            recipe=data["recipe"],
-            copied_from=data.get("copied_from"),
-            outcome=_decode_outcome(data["outcome"]),
-            measured=Measured(**measured),
-        )
-    if kind == "holdout":
-        return HoldoutRecord(
-            name=data["name"],
-            candidate_id=data["candidate_id"],
-            outcome=_decode_outcome(data["outcome"]),
-            measured=Measured(**measured),
-        )
-    if kind == "worker":
-        return WorkerRecord(**measured)
-    raise ValueError(f"unknown kind {kind!r}")
-
-
-def _decode_outcome(data: Mapping[str, Any]) -> Outcome:
-    if "failed" in data:
-        return Failed(stage=data["failed"]["stage"], reason=data["failed"]["reason"])
-    return Scored(
-        report=Report(
-            tasks=tuple(
-                TaskResult(
-                    task=task["task"],
-                    metric=task["metric"],
-                    weight=task["weight"],
-                    value=task["value"],
-                    items=tuple(task["items"]),
-                    item_ids=tuple(task["item_ids"]),
-                )
-                for task in data["tasks"]
-            )
-        )
-    )
