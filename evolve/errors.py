@@ -1,6 +1,7 @@
 """Errors of the search.
 
 EvolveError
+├── PreflightError           a search cannot start; carries every problem of its input
 ├── StorageError             the storage path cannot be used (foreign folder, not writable)
 │   ├── StorageLockedError   another driver works on it right now
 │   └── SearchChangedError   it belongs to a search with other settings; carries the differences
@@ -15,10 +16,23 @@ EvolveError
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from merge_engine.errors import Problem
 
 
 class EvolveError(Exception):
     """Base of every error that the search raises on purpose; its text is meant for people."""
+
+
+class PreflightError(EvolveError):
+    """The search cannot start; ``problems`` lists everything found."""
+
+    def __init__(self, source: Path, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+        lines = [f"{source}: {count}; nothing was started", *(f"  {problem}" for problem in problems)]
+        super().__init__("\n".join(lines))
 
 
 class StorageError(EvolveError):

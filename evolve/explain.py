@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evolve.errors import PreflightError
 from evolve.optimisers.choice import describe
-from evolve.preflight import PreflightError, read_search_file
+from evolve.preflight import read_search_file
 from evolve.search_models import as_named, model_facts, named_models, open_models
 from genome.box import Kind
 from genome.build import build_space, keeps_layers

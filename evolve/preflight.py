@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from evolve.errors import EvolveError
+from evolve.errors import PreflightError
 from evolve.initial import InitialRecipe, place_initial, read_initial
 from evolve.options import SearchOptions
 from evolve.search_models import (
@@ -43,16 +43,6 @@ from merge_engine.errors import Problem, RecipeError
 from merge_engine.spec import load_yaml
 
 DEFAULT_MAX_FEVALS = 100
-
-
-class PreflightError(EvolveError):
-    """The search cannot start; ``problems`` lists everything found."""
-
-    def __init__(self, source: Path, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-        lines = [f"{source}: {count}; nothing was started", *(f"  {problem}" for problem in problems)]
-        super().__init__("\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from evolve.errors import EvolveError
+from evolve.errors import EvolveError, PreflightError
 from evolve.frozen_input import keep_stages
 from evolve.options import SearchOptions
-from evolve.preflight import PreflightError, Ready, inspect, inspect_without_models, max_fevals
+from evolve.preflight import Ready, inspect, inspect_without_models, max_fevals
 from evolve.report.write import write_report
 from evolve.search_run import SearchRun
 from evolve.stage_paths import earlier_winners, stage_paths, winner_references

@@ -18,8 +18,7 @@ def plain_errors(source: Path | None = None) -> Iterator[None]:
 
     ``source`` is the file that a recipe's problems are in.
     """
-    from evolve.errors import EvolveError
-    from evolve.preflight import PreflightError
+    from evolve.errors import EvolveError, PreflightError
     from merge_engine.errors import MergeError, PlanError, RecipeError
 
     try:

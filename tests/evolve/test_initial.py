@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from evolve import initial
+from evolve.errors import PreflightError
 from evolve.export import config_text
 from evolve.options import SearchOptions
-from evolve.preflight import PreflightError, Ready, inspect
+from evolve.preflight import Ready, inspect
 from merge_engine.spec import dump_yaml, recipe_data
 from tests.evolve import tiny
 from tests.evolve.made import candidate

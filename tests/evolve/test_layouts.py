@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from evolve.errors import PreflightError
 from evolve.layouts import Layouts, layouts_of
 from evolve.options import SearchOptions
-from evolve.preflight import PreflightError, Ready, inspect
+from evolve.preflight import Ready, inspect
 from merge_engine.spec import dump_yaml
 from tests.evolve import tiny
 

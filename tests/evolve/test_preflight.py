@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from evolve import outlook
-from evolve.errors import FleetError
+from evolve.errors import FleetError, PreflightError
 from evolve.evaluator import Facts
 from evolve.forecast import forecast
 from evolve.journal import JournalView
 from evolve.machine import Gpu, Machine
 from evolve.options import SearchOptions
-from evolve.preflight import PreflightError, Ready, has_chat_template, inspect
+from evolve.preflight import Ready, has_chat_template, inspect
 from merge_engine.checkpoint_header import CheckpointHeader, open_header
 from tests.evolve import tiny
 from tests.evolve.made import candidate, run_record

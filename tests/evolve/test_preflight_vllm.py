@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evolve.errors import PreflightError
 from evolve.options import SearchOptions
-from evolve.preflight import PreflightError, inspect
+from evolve.preflight import inspect
 from tests.evolve import tiny
 
 pytest.importorskip("vllm", reason="needs vLLM, which scripts/test installs")

@@ -18,11 +18,11 @@ import yaml
 from click.testing import CliRunner
 
 from evolve.cli import main
+from evolve.errors import PreflightError
 from evolve.frozen_input import kept_searches
 from evolve.journal import canonical, read_journal
 from evolve.ledger import choose_winner
 from evolve.options import SearchOptions
-from evolve.preflight import PreflightError
 from evolve.report.write import write_report
 from evolve.run import run
 from evolve.stage_paths import current_stage, stage_states, winners_before_last
