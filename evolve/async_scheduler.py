@@ -19,13 +19,12 @@ from typing import Any
 
 from evolve.dispatch import wait_for_jobs
 from evolve.draws import Draw, Draws
-from evolve.errors import ReplayError
 from evolve.fleet import Done, Job
 from evolve.ledger import recipe_digest
 from evolve.optimisers import Optimiser, Vector
 from evolve.outcome import cost
 from evolve.records import MEAN, SAMPLE, CandidateRecord
-from evolve.replay import Proposal, check_replay
+from evolve.replay import Proposal, check_replay, too_early
 from evolve.scribe import decoded
 from evolve.session import Session
 
@@ -80,11 +79,7 @@ class AsyncScheduler:
         for record in self._kept:
             draw = self._draws.at((record.generation, record.index))
             if draw is None:
-                raise ReplayError(
-                    f"{self._session.journal.path}: candidate {record.id} is of generation "
-                    f"{record.generation}, but the lines before it are too few for that: some are missing, "
-                    "or in another order than they were written in. Restore the file from a copy"
-                )
+                raise too_early(record, self._session.journal)
             if record.generation > checked:
                 checked = record.generation
                 recipe = decoded(self._session.space, draw.vector).recipe

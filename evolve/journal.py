@@ -139,7 +139,8 @@ def _read_lines(path: Path) -> tuple[JournalView, int]:
         whole_bytes += len(line)
         record = _parse(path, number, line)
         if (number == 1) != isinstance(record, RunRecord):
-            raise JournalError(f"{path}, line {number}: the first line, and only that, has to be the run's")
+            what = "the first line, and only that, has to be the run's"
+            raise JournalError(f"{path}, line {number}: {what}; restore the file from a copy")
         if isinstance(record, RunRecord):
             run = record
         elif isinstance(record, HoldoutRecord):
@@ -147,7 +148,8 @@ def _read_lines(path: Path) -> tuple[JournalView, int]:
         elif isinstance(record, WorkerRecord):
             workers.append(record)
         elif record.id in candidates:
-            raise JournalError(f"{path}, line {number}: candidate {record.id} is there a second time")
+            what = f"candidate {record.id} is there a second time"
+            raise JournalError(f"{path}, line {number}: {what}; restore the file from a copy")
         else:
             candidates[record.id] = record
     if run is None:
@@ -194,7 +196,17 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
             )
         return decode(data)
     except (ValueError, KeyError, TypeError) as error:
+        what = f"line {number} is damaged ({type(error).__name__}: {error})"
         raise JournalError(
-            f"{path}, line {number} is damaged ({type(error).__name__}: {error}); restore the file "
-            "from a copy, or remove that line to have its candidate scored again"
+            f"{path}, {what}; restore the file from a copy, or {_way_without(number)}"
         ) from error
+
+
+def _way_without(number: int) -> str:
+    """How to go on without a line."""
+    if number == 1:
+        return "start anew in another storage path: that line says which search this is"
+    # Without generations, what is drawn follows from every line before it: see `evolve.async_scheduler`.
+    return (
+        "remove that line (with scheduler: async, all lines after it, too) to have its candidate scored again"
+    )

@@ -12,6 +12,9 @@ from evolve.records import CandidateRecord, RunRecord
 from evolve.versions import library_versions
 
 _REPLAYED = ("generation", "index", "origin", "recipe")
+_WAY_OUT = (
+    "restore the file from a copy, or remove that candidate's line and all after it to score them again"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +71,31 @@ def check_replay(proposal: Proposal, record: CandidateRecord, journal: Journal) 
         ReplayError: the candidate in the journal is not the one that is asked for now.
     """
     if any(getattr(record, name) != getattr(proposal, name) for name in _REPLAYED):
-        raise ReplayError(
-            f"{journal.path}: candidate {record.id} does not come out again as the journal has it; "
-            + _version_hint(journal.view.run)
-        )
+        raise _does_not_come_out(record, journal)
+
+
+def check_place(record: CandidateRecord, place: tuple[int, int], journal: Journal) -> None:
+    """``place``: the generation and index of the candidate that has this number now.
+
+    Raises:
+        ReplayError: the journal has another one under it.
+    """
+    if (record.generation, record.index) != place:
+        raise _does_not_come_out(record, journal)
+
+
+def too_early(record: CandidateRecord, journal: Journal) -> ReplayError:
+    """The error of a candidate that cannot have been drawn after the lines before it."""
+    what = f"candidate {record.id} is of generation {record.generation}, but the lines before it are too few"
+    return ReplayError(
+        f"{journal.path}: {what} for that: some are missing, or in another order than they were written in; "
+        + _WAY_OUT
+    )
+
+
+def _does_not_come_out(record: CandidateRecord, journal: Journal) -> ReplayError:
+    what = f"candidate {record.id} does not come out again as the journal has it"
+    return ReplayError(f"{journal.path}: {what}; {_version_hint(journal.view.run)}")
 
 
 def _version_hint(run: RunRecord) -> str:
@@ -84,6 +108,6 @@ def _version_hint(run: RunRecord) -> str:
     if changed:
         return f"versions have changed: {'; '.join(changed)}. Go back to them to resume this search"
     return (
-        "its versions are the same as now, so its settings or its models' files must have changed, or, with "
-        "scheduler: async, lines of the journal are missing"
+        "its versions are the same as now, so its settings or its models' files must have changed, or lines "
+        f"before it are missing: then {_WAY_OUT}"
     )

@@ -10,7 +10,7 @@ from evolve.fleet import Done, Job
 from evolve.ledger import recipe_digest
 from evolve.numbering import Numbering
 from evolve.records import MEAN, CandidateRecord
-from evolve.replay import Proposal, check_replay
+from evolve.replay import Proposal, check_place, check_replay
 from evolve.scribe import Draft
 from evolve.session import Session
 
@@ -45,6 +45,7 @@ class Scoring:
             known = self._ledger.records.get(number)
             # A generation is drawn at once: where its first candidate comes out again, all do.
             if known is not None and index > 0:
+                check_place(known, (generation, index), self._session.journal)
                 self._numbering.enter_known(known)
                 continue
             draft = draft_of(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import evolve.search
-from evolve.errors import RepeatedFailureError, ReplayError
+from evolve.errors import JournalError, RepeatedFailureError, ReplayError
 from evolve.evaluator import Evaluation
 from evolve.fleet import Done, Job
 from evolve.journal import Journal, canonical, read_journal
@@ -304,15 +305,49 @@ def test_a_line_lost_from_the_middle_is_noticed(path: Path) -> None:
     search(path, SETTINGS, ShuffledFleet(1))
     header, *written = path.read_text().splitlines(keepends=True)
     path.write_text(header + "".join(written[:10] + written[11:]))
-    with pytest.raises(
-        ReplayError, match=r"candidate \d+ is of generation 3, but the lines before it are too few"
-    ):
+    message = (
+        r"candidate \d+ is of generation 3, but the lines before it are too few for that: some are missing"
+    )
+    with pytest.raises(ReplayError, match=message):
         search(path)
     del written[5]
     swapped = [written[6], *written[:6], *written[7:]]
     path.write_text(header + "".join(swapped))
     with pytest.raises(ReplayError):
         search(path)
+
+
+@pytest.mark.parametrize("number", [2, 8, 20, 37])
+def test_without_a_damaged_line_and_all_after_it_a_search_comes_to_the_same_end(
+    path: Path, number: int
+) -> None:
+    search(path, SETTINGS, ShuffledFleet(1))
+    whole, written = content(path), path.read_text().splitlines(keepends=True)
+    damaged = [*written[: number - 1], written[number - 1].replace("{", ""), *written[number:]]
+    path.write_text("".join(damaged))
+    message = (
+        rf"line {number} is damaged .* remove that line \(with scheduler: async, all lines after it, too\)"
+    )
+    with pytest.raises(JournalError, match=message):
+        search(path, SETTINGS, ShuffledFleet(1))
+    path.write_text("".join(written[: number - 1]))
+    search(path, SETTINGS, ShuffledFleet(1))
+    assert content(path) == whole
+
+
+def test_what_is_said_of_a_missing_line_leads_back_to_a_search_of_the_same_budget(path: Path) -> None:
+    search(path, SETTINGS, ShuffledFleet(3))
+    written = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(written[:9] + written[10:]))
+    with pytest.raises(ReplayError, match="or remove that candidate's line and all after it") as refused:
+        search(path, SETTINGS, ShuffledFleet(3))
+    number = re.search(r"candidate (\d+)", str(refused.value))
+    assert number is not None
+    first = next(i for i, line in enumerate(written) if f'"id":{number[1]},' in line)
+    path.write_text("".join(written[:9] + written[10:first]))
+    result = search(path, SETTINGS, ShuffledFleet(3))
+    assert result.stopped_because == "budget"
+    assert result.evaluations == SETTINGS.max_fevals
 
 
 def test_a_recipe_that_does_not_come_out_again_is_noticed(path: Path) -> None:

@@ -136,15 +136,19 @@ def test_reading_changes_nothing(path: Path) -> None:
         (
             '"id":1,',
             '"id":1',
-            r"line 3 is damaged \(JSONDecodeError: .*remove that line to have its candidate",
+            r"line 3 is damaged \(JSONDecodeError: .*from a copy, or remove that line",
         ),
-        ('"id":1,', '"id":0,', r"line 4: candidate 0 is there a second time"),
+        ('"id":1,', '"id":0,', r"line 4: candidate 0 is there a second time; restore the file"),
         (
             '"schema":3',
             '"schema":4',
             r"has schema version 4, this program reads versions 1, 2, 3: finish the search with",
         ),
-        ('{"kind":"run"', '{"kind":"holdout"', r"line 1 is damaged \(KeyError"),
+        (
+            '{"kind":"run"',
+            '{"kind":"holdout"',
+            r"line 1 is damaged \(KeyError.*or start anew in another storage",
+        ),
     ],
 )
 def test_damage_is_refused_with_the_line(path: Path, old: str, new: str, message: str) -> None:

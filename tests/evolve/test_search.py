@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evolve.errors import RepeatedFailureError, ReplayError
+from evolve.errors import JournalError, RepeatedFailureError, ReplayError
 from evolve.evaluator import Evaluation
 from evolve.fleet import Done, WorkerEvent
 from evolve.holdout import HoldoutRow, holdout_rows, run_holdout
@@ -179,6 +179,38 @@ def test_any_lost_lines_are_scored_again_and_nothing_else_is(path: Path, tmp_pat
         search(other, SETTINGS, fleet)
         assert content(other) == whole
         assert len(fleet.evaluated) == len(lines) - len(kept)
+
+
+@pytest.mark.parametrize("number", [2, 6, 12, 31])
+def test_without_a_damaged_line_a_search_comes_to_the_same_end(path: Path, number: int) -> None:
+    search(path)
+    whole, written = content(path), path.read_text().splitlines(keepends=True)
+    damaged = [*written[: number - 1], written[number - 1].replace("{", ""), *written[number:]]
+    path.write_text("".join(damaged))
+    with pytest.raises(JournalError, match=rf"line {number} is damaged .* remove that line"):
+        search(path)
+    path.write_text("".join(damaged[: number - 1] + damaged[number:]))
+    search(path)
+    assert content(path) == whole
+
+
+def test_the_line_of_a_smaller_budget_s_mean_cannot_be_left_out(path: Path) -> None:
+    search(path, replace(SETTINGS, max_fevals=14))
+    search(path)
+    whole, written = content(path), path.read_text().splitlines(keepends=True)
+    mean = next(i for i, line in enumerate(written) if '"origin":"mean"' in line)
+    path.write_text("".join(written[:mean] + written[mean + 1 :]))
+    message = (
+        r"candidate 14 does not come out .* missing: .* or remove that candidate's line and all after it"
+    )
+    with pytest.raises(ReplayError, match=message):
+        search(path)
+    path.write_text("".join(written[:mean]))
+    search(path)
+    samples = [
+        [line["recipe"] for line in found if line["origin"] != MEAN] for found in (content(path), whole)
+    ]
+    assert samples[0][: len(samples[1])] == samples[1]
 
 
 def test_a_finished_search_has_nothing_left_to_do(path: Path) -> None:
