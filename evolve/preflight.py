@@ -6,10 +6,8 @@ once. It writes nothing and imports no heavy library.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -25,16 +23,16 @@ from evolve.search_models import (
     open_models,
     start_problems,
 )
+from evolve.search_tasks import chat_template_problems, suite_spec, task_problems
 from fitness import quantisation
-from fitness.suite import DEFAULT_METRIC, SuiteSpec, TaskSpec
-from fitness.task_index import check_suite
+from fitness.suite import SuiteSpec
 from fitness.vllm_settings import VllmSettings
 from fitness.vllm_support import WAY_OUT, quantisation_refusal
 from genome.benchmarks import benchmark_problems
 from genome.build import build_space
 from genome.errors import SearchFileError
 from genome.parse import parse_search_file
-from genome.search_file import HoldoutShare, HoldoutTasks, SearchFile, TaskEntry
+from genome.search_file import SearchFile
 from genome.slice_layout import LayoutSpec
 from genome.space import Space
 from genome.vllm_spec import VllmSpec
@@ -86,7 +84,7 @@ def inspect(
     problems = list(_option_problems(options))
     search_file = _parse(text, problems)
     data = _plain(text)
-    problems += _task_problems(_named_tasks(data), options)
+    problems += task_problems(data, options)
     models = named_models(data)
     headers = open_models(models, problems, locate)
     if search_file is not None and len(headers) == len({reference for _, reference in models}):
@@ -95,7 +93,7 @@ def inspect(
         raise PreflightError(options.search_file, problems)
     if not options.allow_benchmarks:
         problems += benchmark_problems(search_file)
-    problems += _chat_template_problems(search_file, headers)
+    problems += chat_template_problems(search_file, headers)
     problems += _vllm_problems(search_file, headers) if options.vllm else ()
     recipes = read_initial(search_file.initial, headers, problems, allow_crimes=options.allow_crimes)
     space = None if problems else _space(search_file, headers, problems, options)
@@ -124,7 +122,7 @@ def inspect_without_models(options: SearchOptions, text: str) -> SearchFile:
     """
     problems: list[Problem] = []
     search_file = _parse(text, problems)
-    problems += _task_problems(_named_tasks(_plain(text)), options)
+    problems += task_problems(_plain(text), options)
     if search_file is not None and not options.allow_benchmarks:
         problems += benchmark_problems(search_file)
     if search_file is None or problems:
@@ -137,33 +135,9 @@ def max_fevals(search_file: SearchFile) -> int:
     return search_file.budget.candidates or DEFAULT_MAX_FEVALS
 
 
-def suite_spec(search_file: SearchFile, options: SearchOptions) -> SuiteSpec:
-    """The search file's tasks as the fitness room reads them."""
-    holdout: float | tuple[TaskSpec, ...] | None = None
-    if isinstance(search_file.holdout, HoldoutShare):
-        holdout = search_file.holdout.share
-    elif isinstance(search_file.holdout, HoldoutTasks):
-        holdout = tuple(_task_spec(task) for task in search_file.holdout.tasks)
-    return SuiteSpec(
-        tasks=tuple(_task_spec(task) for task in search_file.tasks),
-        holdout=holdout,
-        limit=search_file.limit,
-        num_fewshot=search_file.num_fewshot,
-        shuffle=search_file.shuffle,
-        apply_chat_template=search_file.apply_chat_template,
-        fewshot_as_multiturn=search_file.fewshot_as_multiturn,
-        search_paths=options.task_search_paths,
-        seed=options.seed,
-    )
-
-
 def vllm_settings(spec: VllmSpec) -> VllmSettings:
     """The search file's engine settings as the fitness room reads them. Raises ValueError."""
     return VllmSettings(**{field.name: getattr(spec, field.name) for field in fields(spec)})
-
-
-def _task_spec(task: TaskEntry) -> TaskSpec:
-    return TaskSpec(name=task.name, metric=task.metric, weight=task.weight)
 
 
 def read_search_file(path: Path) -> str:
@@ -195,39 +169,12 @@ def _overridden(search_file: SearchFile, options: SearchOptions) -> SearchFile:
     )
 
 
-def _named_tasks(data: object) -> list[tuple[str, TaskSpec]]:
-    """The tasks that a search file names, with their paths of keys, even if the rest is wrong."""
-    top = _mapping(data)
-    entries = [*_entries(top, "tasks", ""), *_entries(_mapping(top.get("holdout")), "tasks", "holdout.")]
-    return [(where, spec) for where, task in entries for spec in _spec_if_sound(task)]
-
-
 def _plain(text: str) -> object:
     """The plain data of a search file; None where the parser refuses all of it."""
     try:
         return load_yaml(text)
     except RecipeError:
         return None
-
-
-def _mapping(data: object) -> Mapping[str, object]:
-    return data if isinstance(data, dict) else {}
-
-
-def _entries(data: Mapping[str, object], key: str, prefix: str) -> list[tuple[str, object]]:
-    entries = data.get(key)
-    return [
-        (f"{prefix}{key}[{i}]", entry) for i, entry in enumerate(entries if isinstance(entries, list) else [])
-    ]
-
-
-def _spec_if_sound(task: object) -> Iterator[TaskSpec]:
-    """The task, unless the parser refuses its entry anyhow."""
-    entry = {"name": task} if isinstance(task, str) else task
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        return
-    with contextlib.suppress(ValueError, AttributeError):
-        yield TaskSpec(name=entry["name"], metric=entry.get("metric", DEFAULT_METRIC))
 
 
 def _option_problems(options: SearchOptions) -> Iterator[Problem]:
@@ -252,41 +199,6 @@ def _vllm_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHead
     for name, header in headers.items():
         if refusal := quantisation_refusal(header.config):
             yield Problem("--vllm", f"{name}: {refusal}", WAY_OUT)
-
-
-def _task_problems(named: Sequence[tuple[str, TaskSpec]], options: SearchOptions) -> Iterator[Problem]:
-    if not named:
-        return
-    places = {task.name: where for where, task in reversed(named)}
-    tasks = tuple(task for _, task in named)
-    for problem in check_suite(SuiteSpec(tasks=tasks, search_paths=options.task_search_paths)):
-        folder = problem.task in options.task_search_paths
-        where = "--task-search-path" if folder else places.get(problem.task, "tasks")
-        yield Problem(where, f"{problem.task!r}: {problem.what}", problem.remedy)
-
-
-def _chat_template_problems(
-    search_file: SearchFile, headers: Mapping[str, CheckpointHeader]
-) -> Iterator[Problem]:
-    genome = search_file.genome
-    header = headers.get(genome.pattern)
-    if search_file.apply_chat_template and header is not None and not has_chat_template(header.folder):
-        yield Problem(
-            "apply_chat_template",
-            f"the tokenizer of {header.folder} has no chat template",
-            "set it to false, or leave it out: then templates are applied where there is one",
-        )
-
-
-def has_chat_template(folder: Path) -> bool:
-    """Whether the tokenizer of a model folder has a chat template, in a file of its own or in its config."""
-    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def _space(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from evolve.forecast import forecast
 from evolve.journal import JournalView
 from evolve.machine import Gpu, Machine
 from evolve.options import SearchOptions
-from evolve.preflight import Ready, has_chat_template, inspect
+from evolve.preflight import Ready, inspect
 from merge_engine.checkpoint_header import CheckpointHeader, open_header
 from tests.evolve import tiny
 from tests.evolve.made import candidate, run_record
@@ -257,18 +255,6 @@ def test_options_overrule_the_file(check: Callable[..., Ready]) -> None:
     ready = check(set_key("budget", value={"candidates": 30, "hours": 2}))
     assert (ready.max_fevals, ready.time_limit_s) == (30, 7200.0)
     assert check(set_key("budget", value={})).max_fevals == 100
-
-
-@pytest.mark.parametrize("template_in", ["tokenizer_config.json", "chat_template.jinja"])
-def test_chat_templates_are_found(models: Path, tmp_path: Path, template_in: str) -> None:
-    folder = Path(shutil.copytree(models / "base", tmp_path / "model"))
-    assert not has_chat_template(folder)
-    path = folder / template_in
-    if path.suffix == ".json":
-        path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ messages }}"}))
-    else:
-        path.write_text("{{ messages }}")
-    assert has_chat_template(folder)
 
 
 GIGABYTES_10 = Machine(cores=2, free_bytes=10**10)
