@@ -5,51 +5,22 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from evolve.errors import FleetError, WorkerStartError
 from evolve.evaluator import Evaluation, EvaluatorFactory, Facts
 from evolve.failure_log import FailureLog
 from evolve.fleet import Done, Job, WorkerEvent
+from evolve.fleet_settings import FleetSettings
 from evolve.outcome import Failed, Stage
-from evolve.ray_cluster import alive_nodes, connect, disconnect
-from evolve.ray_slot import Slot, start_slot
+from evolve.ray_crew import START_LIMIT_S, Crew
+from evolve.ray_slot import Slot
 from evolve.records import WorkerEventKind
 from evolve.worker import NotPrepared, Prepared
-from evolve.worker_plan import Node, missing_workers, plan_share
 
-_START_LIMIT_S = 3600.0
 _SHORTEST_LIMIT_S = 600.0
 _LIMIT_OVER_PROBE = 20  # a candidate that takes so much longer than the first one did hangs
 _LOOK_AROUND_S = 2.0  # how often machines that came or went are looked for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetSettings:
-    """How many workers, where, and how patient to be with them.
-
-    ``num_workers``: None fits the GPUs, or the cores where there is none. ``address``: a running Ray
-    cluster's, None starts one on this machine. ``gpus_per_worker``: all on one machine. ``worker_bytes``: of
-    a machine's memory that each worker needs at least, as far as is known.
-    ``candidate_limit_s``: a candidate that takes longer counts as hung; None takes 20 times the slowest
-    worker's first candidate, at least ten minutes. ``retries``: new attempts for a candidate whose worker
-    died or hung. ``batch_size``: None takes the smallest that any worker found to fit. ``empty_limit_s``: how
-    long a cluster may be without workers: spot machines come back.
-    """
-
-    num_workers: int | None = None
-    address: str | None = None
-    device: str | None = None
-    gpus_per_worker: int = 1
-    workers_per_gpu: int = 1
-    worker_bytes: int = 0
-    logs: Path | None = None
-    candidate_limit_s: float | None = None
-    retries: int = 2
-    batch_size: int | None = None
-    empty_limit_s: float = 600.0
 
 
 class RayFleet:
@@ -65,32 +36,19 @@ class RayFleet:
             FleetError: there is no such cluster, or it has no room for the workers.
             WorkerStartError: a worker could not be prepared.
         """
-        self._factory = factory
         self._settings = settings
-        self._limit_s = _START_LIMIT_S
+        self._limit_s = START_LIMIT_S
         self._queue: deque[Job] = deque()
         self._attempts: Counter[int] = Counter()
         self._events: list[WorkerEvent] = []
         self._failures = FailureLog(settings.logs)
-        self._slots: list[Slot] = []
-        self._started = 0
-        self._unfit: set[str] = set()  # machines on which a worker could not be prepared
         self._look_around_s = 0.0
         self._empty_since_s: float | None = None
-        self._batch_size = settings.batch_size
-        self._ours = connect(settings.address, settings.num_workers)
+        self._crew = Crew(factory, settings)
         try:
-            self._share = plan_share(
-                alive_nodes(),
-                num_workers=settings.num_workers,
-                device=settings.device,
-                gpus_per_worker=settings.gpus_per_worker,
-                workers_per_gpu=settings.workers_per_gpu,
-                worker_bytes=settings.worker_bytes,
-            )
-            self._start_missing()
             self._wait_for_all()
-            self.facts: tuple[Facts, ...] = tuple(slot.process.facts for slot in self._slots if slot.process)
+            slots = self._crew.slots
+            self.facts: tuple[Facts, ...] = tuple(slot.process.facts for slot in slots if slot.process)
             self._settle()
         except BaseException:
             self.close()
@@ -98,13 +56,13 @@ class RayFleet:
 
     @property
     def capacity(self) -> int:
-        return len(self._slots)
+        return len(self._crew.slots)
 
     @property
     def batch_size(self) -> int:
         """The one that every worker uses."""
-        assert self._batch_size is not None, "settled when the workers were prepared"
-        return self._batch_size
+        assert self._crew.batch_size is not None, "settled when the workers were prepared"
+        return self._crew.batch_size
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
@@ -115,7 +73,7 @@ class RayFleet:
         while True:
             self._look_around()
             done = [result for slot in self._ready(end_s) for result in self._collect(slot)]
-            done += [result for slot in list(self._slots) for result in self._check_hung(slot)]
+            done += [result for slot in list(self._crew.slots) for result in self._check_hung(slot)]
             self._assign()
             if done or time.monotonic() >= end_s:
                 return done
@@ -125,16 +83,8 @@ class RayFleet:
         return events
 
     def close(self) -> None:
-        slots, self._slots = self._slots, []
         self._queue.clear()
-        if not self._ours:
-            for slot in slots:
-                slot.kill(on_this_machine=False)
-            return
-        self._ours = False
-        disconnect()
-        for slot in slots:
-            slot.kill_process()
+        self._crew.close()
 
     def __enter__(self) -> RayFleet:
         return self
@@ -142,35 +92,16 @@ class RayFleet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_missing(self) -> None:
-        """Start workers where there is room for them."""
-        nodes = [node for node in alive_nodes() if node.id not in self._unfit]
-        present = Counter(slot.node.id for slot in self._slots)
-        for node in missing_workers(self._share, nodes, present):
-            self._slots.append(self._start(f"worker-{self._started}", node))
-            self._started += 1
-
-    def _start(self, name: str, node: Node) -> Slot:
-        return start_slot(
-            name,
-            node,
-            self._share,
-            self._factory,
-            logs=self._settings.logs,
-            batch_size=self._batch_size,
-            limit_s=_START_LIMIT_S,
-        )
-
     def _wait_for_all(self) -> None:
         import ray
 
-        for slot in list(self._slots):
+        for slot in list(self._crew.slots):
             left_s = max(slot.deadline_s - time.monotonic(), 0.0)
             if not ray.wait([slot.call], timeout=left_s)[0]:
-                raise WorkerStartError(f"{slot.name} was not ready after {_START_LIMIT_S:.0f} s")
+                raise WorkerStartError(f"{slot.name} was not ready after {START_LIMIT_S:.0f} s")
             result = slot.result()
             died = isinstance(result, NotPrepared) and result.died
-            if died and not self._ours and len(self._slots) > 1:  # with its machine, it seems
+            if died and not self._crew.ours and len(self._crew.slots) > 1:  # with its machine, it seems
                 self._on_restarted(slot, result)
             else:
                 self._on_started(slot, result)
@@ -181,9 +112,9 @@ class RayFleet:
         """
         import ray
 
-        if self._batch_size is None:
-            self._batch_size = min(facts.batch_size for facts in self.facts)
-        ray.get([slot.actor.set_batch_size.remote(self._batch_size) for slot in self._slots])
+        if self._crew.batch_size is None:
+            self._crew.batch_size = min(facts.batch_size for facts in self.facts)
+        ray.get([slot.actor.set_batch_size.remote(self._crew.batch_size) for slot in self._crew.slots])
         usual_s = _LIMIT_OVER_PROBE * max(facts.probe_s for facts in self.facts)
         self._limit_s = self._settings.candidate_limit_s or max(_SHORTEST_LIMIT_S, usual_s)
 
@@ -194,14 +125,13 @@ class RayFleet:
             FleetError: there have been no workers for long.
         """
         now_s = time.monotonic()
-        if self._ours or now_s < self._look_around_s:
+        if self._crew.ours or now_s < self._look_around_s:
             return
         self._look_around_s = now_s + _LOOK_AROUND_S
-        alive = {node.id for node in alive_nodes()}
-        for slot in [slot for slot in self._slots if slot.node.id not in alive]:
+        for slot in self._crew.remove_absent():
             self._lose(slot, f"{slot.node.host} left the cluster")
-        self._start_missing()
-        self._empty_since_s = None if self._slots else self._empty_since_s or now_s
+        self._crew.start_missing()
+        self._empty_since_s = None if self._crew.slots else self._empty_since_s or now_s
         limit_s = self._settings.empty_limit_s
         if self._empty_since_s is not None and now_s - self._empty_since_s > limit_s:
             raise FleetError(
@@ -213,10 +143,10 @@ class RayFleet:
         """The slots whose call has ended, after a while if none has yet."""
         import ray
 
-        calls = {slot.call: slot for slot in self._slots if slot.call is not None}
+        calls = {slot.call: slot for slot in self._crew.slots if slot.call is not None}
         limits = [end_s, *(slot.deadline_s for slot in calls.values())]
         patience_s = max(min(limits) - time.monotonic(), 0.0)
-        if not self._ours:
+        if not self._crew.ours:
             patience_s = min(patience_s, _LOOK_AROUND_S)
         if not calls:
             time.sleep(patience_s)
@@ -227,7 +157,7 @@ class RayFleet:
         return [calls[call] for call in ready]
 
     def _assign(self) -> None:
-        for slot in self._slots:
+        for slot in self._crew.slots:
             if slot.call is None and self._queue:
                 job = self._queue.popleft()
                 self._attempts[job.id] += 1
@@ -245,7 +175,7 @@ class RayFleet:
         if slot.call is None or time.monotonic() < slot.deadline_s:
             return []
         if slot.job is None:
-            return self._on_restarted(slot, NotPrepared(reason=f"not ready after {_START_LIMIT_S:.0f} s"))
+            return self._on_restarted(slot, NotPrepared(reason=f"not ready after {START_LIMIT_S:.0f} s"))
         return self._replace(slot, "hung", "timeout", f"no result within {self._limit_s:g} s", None)
 
     def _finish(self, slot: Slot, evaluation: Evaluation) -> Done:
@@ -270,7 +200,6 @@ class RayFleet:
         """Start a new process in the slot; its job goes to the front of the queue, or fails for good."""
         detail = f"{what} on {slot.node.host}; it is replaced"
         self._tell_of(slot, kind, detail)
-        slot.kill(on_this_machine=self._ours)
         job = slot.job
         assert job is not None
         done = []
@@ -281,7 +210,7 @@ class RayFleet:
         else:
             self._note(slot, stage, f"candidate {job.id + 1}: {what}; it is tried again", traceback)
             self._queue.appendleft(job)
-        self._slots[self._slots.index(slot)] = self._start(slot.name, slot.node)
+        self._crew.restart(slot)
         return done
 
     def _on_started(self, slot: Slot, result: Prepared | NotPrepared) -> None:
@@ -303,16 +232,14 @@ class RayFleet:
         try:
             self._on_started(slot, result)
         except WorkerStartError as error:
-            slot.kill(on_this_machine=self._ours)
-            self._unfit.add(slot.node.id)
+            self._crew.give_up(slot)
             self._lose(slot, str(error))
-            if not self._slots and self._ours:
+            if not self._crew.slots and self._crew.ours:
                 raise FleetError(f"no worker is left; the last one: {error}") from error
         return []
 
     def _lose(self, slot: Slot, why: str) -> None:
         """The slot is gone for good. Its job is not to blame: it goes to the front and keeps its tries."""
-        self._slots.remove(slot)
         self._tell_of(slot, "lost", why)
         if slot.job is not None:
             self._attempts[slot.job.id] -= 1

@@ -15,9 +15,10 @@ from bench.simulated_fleet import Conditions, Shares, SimulatedFleet, any_outcom
 
 from evolve.evaluator import Evaluation, Facts, WorkerContext
 from evolve.fleet import Fleet, Job
+from evolve.fleet_settings import FleetSettings
 from evolve.journal import Journal, read_journal
 from evolve.ledger import recipe_digest
-from evolve.ray_fleet import FleetSettings, RayFleet
+from evolve.ray_fleet import RayFleet
 from evolve.records import SAMPLE, CandidateRecord, Split
 from evolve.search import SearchSettings, new_run, run_search
 from genome import ModelFacts, build_space, parse_search_file

@@ -15,11 +15,12 @@ from typing import Any
 
 from evolve.errors import EvolveError
 from evolve.fleet import WorkerEvent
+from evolve.fleet_settings import FleetSettings
 from evolve.holdout import HoldoutRow, run_holdout
 from evolve.journal import Journal
 from evolve.ledger import choose_winner
 from evolve.observer import Observer
-from evolve.ray_fleet import FleetSettings, RayFleet
+from evolve.ray_fleet import RayFleet
 from evolve.records import CandidateRecord
 from evolve.search import SearchSettings, new_run, run_search
 from evolve.storage import StoragePath
