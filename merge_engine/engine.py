@@ -96,11 +96,16 @@ class Engine:
         a new tensor of the recipe's dtype, or one that is kept (`keep`). Values are those of the recipe's
         ``out_dtype`` (or ``dtype``) in any case. Raises `PlanError` before anything is written.
         """
-        plan = self.plan(recipe)
+        yield from self.stream_jobs(self.plan(recipe).jobs, into)
+
+    def stream_jobs(
+        self, jobs: Sequence[TensorJob], into: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """`stream` of some jobs of one plan: each result is the same, whatever others are asked for."""
         targets = {} if into is None else into
-        _check_targets(plan, targets)
+        _check_targets(jobs, targets)
         with self._memory.reading() as read_ahead:
-            for group, following in with_next(grouped(plan.jobs)):
+            for group, following in with_next(grouped(jobs)):
                 read_ahead(following)
                 yield from self._results(group, targets)
 
@@ -198,10 +203,10 @@ def _distribute(merged_N: Tensor, targets: Sequence[Tensor]) -> None:
         target.copy_(part_N.view(target.shape))
 
 
-def _check_targets(plan: Plan, into: Mapping[str, Tensor]) -> None:
+def _check_targets(jobs: Sequence[TensorJob], into: Mapping[str, Tensor]) -> None:
     problems = [
         Problem(job.name, f"merges to {list(job.shape)}, the resident tensor is {list(into[job.name].shape)}")
-        for job in plan.jobs
+        for job in jobs
         if job.name in into and tuple(into[job.name].shape) != job.shape
     ]
     if problems:
