@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from merge_engine.spec.recipe import Recipe
 from merge_engine.spec.yaml_io import dump_yaml
 
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # "name" or "org/name"
 
-def front_matter(models: Sequence[str]) -> str:
-    """What a model hub reads at the top of a card: the models that were merged, and that it is a merge."""
-    data = {"base_model": list(models), "library_name": "transformers", "tags": ["merge", "mergevolve"]}
-    return f"---\n{dump_yaml(data)}---\n"
+
+def front_matter(models: Iterable[str]) -> str:
+    """What a model hub reads at the top of a card: the models that were merged, and that it is a merge.
+
+    Their key, ``base_model``, takes ids of the hub alone: it refuses a card with anything else there, be it a
+    folder or a revision. Source: https://huggingface.co/docs/hub/model-cards, "Specifying a base model".
+    """
+    ids = list(dict.fromkeys(_hub_ids(models)))
+    data = {"base_model": ids} if ids else {}
+    return f"---\n{dump_yaml({**data, 'library_name': 'transformers', 'tags': ['merge', 'mergevolve']})}---\n"
+
+
+def _hub_ids(models: Iterable[str]) -> Iterator[str]:
+    """The ids in ``org/name``, ``org/name@revision`` and ``model+adapter``, but of what is a folder here."""
+    for model in models:
+        for part in [model] if Path(model).is_dir() else model.split("+"):
+            name = part.partition("@")[0]
+            if _HUB_ID.fullmatch(name) and not Path(part).is_dir():
+                yield name
 
 
 def merge_card(recipe: Recipe, config: str, *, title: str, seed: int) -> str:

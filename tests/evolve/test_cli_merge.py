@@ -40,7 +40,7 @@ def test_the_folder_has_weights_config_and_card(config: Path, tmp_path: Path) ->
     assert files == {"config.json", "model.safetensors", "README.md", "mergekit_config.yml"}
     assert (tmp_path / "out" / "mergekit_config.yml").read_text() == config.read_text()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("---\nbase_model: [")
+    assert card.startswith("---\nlibrary_name: transformers\n")
     assert "# half and half" in card
 
 
