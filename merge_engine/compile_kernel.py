@@ -68,14 +68,20 @@ def compiler() -> str | None:
 
 def build(variant: Variant, library: Path) -> None:
     """Write the shared library of ``variant``: it takes the place of the first element, then all tensors."""
-    source = kernel_source(_traced(variant))
+    compile_library(kernel_source(_traced(variant)), library)
+
+
+def compile_library(source: str, library: Path) -> None:
+    """Write the shared library of C++ ``source``. Raises `RuntimeError` where that fails."""
     found = compiler()
     if found is None:
         raise RuntimeError("no C++ compiler: install g++ or clang++, or name one in $CXX")
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         command = [found, *_LIBRARY, *_EXACT, *_processor_options(), "-o", str(made), "-"]
-        subprocess.run(command, input=source, text=True, check=True)
+        done = subprocess.run(command, input=source, text=True, capture_output=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{found} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
         made.replace(library)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from merge_engine.checkpoint_header import CheckpointHeader
+from merge_engine.counting import Counter
 from merge_engine.errors import PlanError, Problem
 from merge_engine.groups import grouped, with_next
 from merge_engine.kept_tensors import KeptTensors
@@ -50,7 +51,8 @@ class Engine:
         self._runner = Runner(device=device, policy=compile)
         self._device = device
         self._allow_crimes = allow_crimes
-        self._memory = Passing(seed) if once else Kept(seed)
+        counter = Counter(compile)
+        self._memory = Passing(seed, counter) if once else Kept(seed, counter)
         self._kept = KeptTensors()
         self._sound: set[tuple[TensorRef, ...]] = set()
 

@@ -72,7 +72,7 @@ class KernelLibrary:
 
     def _load(self, variant: Variant) -> Compiled | None:
         file = self._folder / variant.file_name()
-        if not file.is_file() or not _is_ours(file):
+        if not file.is_file() or not is_ours(file):
             return None
         return _call(file)
 
@@ -151,7 +151,7 @@ def _call(file: Path) -> Compiled:
     return call
 
 
-def _is_ours(file: Path) -> bool:
+def is_ours(file: Path) -> bool:
     """A library is code: only this user may have written it."""
     return not hasattr(os, "getuid") or all(path.stat().st_uid == os.getuid() for path in (file, file.parent))
 

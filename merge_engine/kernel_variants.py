@@ -118,10 +118,10 @@ def _surroundings() -> bytes:
     folder = Path(__file__).parent
     for file in sorted((*(folder / "methods").glob("*.py"), *folder.glob("*kernel*.py"))):
         code.update(file.read_bytes())
-    return f"{torch.__version__} {_processor()} {code.hexdigest()}".encode()
+    return f"{torch.__version__} {processor()} {code.hexdigest()}".encode()
 
 
-def _processor() -> str:
+def processor() -> str:
     """What compiled code may depend on."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -10,17 +10,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from merge_engine.counting import Counter, Differences
 from merge_engine.geometry import Along, Geometry
 from merge_engine.importance import Importance, importance
-from merge_engine.magnitudes import Kept, MagnitudeIndex, bracket
+from merge_engine.magnitudes import Kept, MagnitudeIndex
 from merge_engine.methods.random_field import field_key, field_N
-from merge_engine.methods.rounding import MODERATE_PARAMETER, is_moderate, read
+from merge_engine.methods.rounding import MODERATE_BIN, MODERATE_PARAMETER, read
 from merge_engine.methods.sce import variance
-from merge_engine.methods.task_vectors import task_vector
 from merge_engine.overlap import Overlap, overlaps
 from merge_engine.plan import TensorJob, TensorRef
 from merge_engine.row_ranks import RowRanks, row_length
-from merge_engine.selection import Selection, SelectionIndex, Where
+from merge_engine.selection import Selection, SelectionIndex
 from merge_engine.source_tensors import SourceTensors
 from merge_engine.tensor_files import MERGE_DTYPES
 
@@ -34,9 +34,10 @@ _Value = TypeVar("_Value")
 class Preparation:
     """Everything that was learnt about source models. ``once``: for one merge, so little is asked twice."""
 
-    def __init__(self, seed: int, sources: SourceTensors, *, once: bool = False) -> None:
+    def __init__(self, seed: int, sources: SourceTensors, counter: Counter, *, once: bool = False) -> None:
         self.seed = seed
         self._once = once
+        self._counter = counter
         self.sources = sources
         self._moderate: dict[TensorRef, bool] = {}
         self._uniforms: dict[TensorRef, Tensor] = {}
@@ -52,8 +53,10 @@ class Preparation:
         self._importances: dict[tuple[TensorRef, TensorRef, torch.dtype], Importance] = {}
 
     def is_moderate(self, ref: TensorRef) -> bool:
-        """`merge_engine.methods.rounding.is_moderate` of the stored tensor."""
-        return _found(self._moderate, ref, lambda: is_moderate(self.sources.tensor(ref)))
+        """Whether the magnitudes of a stored tensor are all below `MODERATE_BIN`'s; NaN's are not."""
+        return _found(
+            self._moderate, ref, lambda: self._counter.largest(self.sources.tensor(ref)) < MODERATE_BIN
+        )
 
     def field_key(self, ref: TensorRef, block: int) -> tuple[int, int]:
         """What fixes the uniforms of a tensor in a block of `FIELD_ELEMENTS`, wherever the model lies."""
@@ -76,21 +79,8 @@ class Preparation:
         return _found(
             self._magnitudes,
             (source, base, dtype),
-            lambda: MagnitudeIndex(self._run_of(source, base, dtype), self._elements(source)),
+            lambda: MagnitudeIndex(self._delta(source, base, dtype), self._counter, once=self._once),
         )
-
-    def largest(self, source: TensorRef, base: TensorRef, dtype: torch.dtype, count: int) -> Kept:
-        """Which elements are the ``count`` largest of source - base as formed in ``dtype``.
-
-        What is asked once, as in a merge of any size, is answered without counting everything.
-        """
-        if self._once and (source, base, dtype) not in self._magnitudes:
-            delta, elements = self._run_of(source, base, dtype), self._elements(source)
-            between = bracket(delta, elements, count)
-            index = None if between is None else MagnitudeIndex(delta, elements, between=between)
-            if index is not None and index.covers(count):
-                return index.kept(count)
-        return self.magnitudes(source, base, dtype).kept(count)
 
     def ranks(
         self, source: TensorRef, base: TensorRef, dtype: torch.dtype, shape: tuple[int, ...]
@@ -125,6 +115,7 @@ class Preparation:
                 [self._delta(source, base, dtype) for source in sources],
                 lambda deltas: variance(deltas, dtype),
                 self._elements(base),
+                self._counter,
             ),
         )
 
@@ -176,10 +167,15 @@ class Preparation:
             self._geometry[key] = find(Geometry(stored, base_N, job.shape, MERGE_DTYPES[job.dtype]))
         return self._geometry[key]
 
-    def _delta(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> Callable[[Where], Tensor]:
-        """Elements of source - base as formed in ``dtype``. It holds no tensor: adapters make new ones."""
+    def _delta(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> Differences:
+        """source - base as formed in ``dtype``. It holds no tensor: adapters make new ones."""
         tensor = self.sources.tensor
-        return lambda where: task_vector(tensor(source)[where], tensor(base)[where], dtype)
+        return Differences(
+            x=lambda where: tensor(source)[where],
+            base=lambda where: tensor(base)[where],
+            dtype=dtype,
+            elements=self._elements(source),
+        )
 
     def _run_of(self, source: TensorRef, base: TensorRef, dtype: torch.dtype) -> Callable[[int, int], Tensor]:
         """`_delta` of elements [start, stop)."""
@@ -224,14 +220,13 @@ class JobInputs:
     def kept(self, source: int, density: float) -> Kept:
         if density >= 1.0 or not self.elements:
             return Kept(threshold=0.0, ties_end=self.elements)
-        return self.largest(source, self._count(density))
+        return self._magnitudes(source).kept(self._count(density))
 
     def sums(self, source: int, density: float) -> tuple[float, float]:
         return self._magnitudes(source).sums(self._count(density))
 
     def largest(self, source: int, count: int) -> Kept:
-        assert self.job.base is not None
-        return self.preparation.largest(self.job.sources[source], self.job.base, self.dtype, count)
+        return self._magnitudes(source).kept(count)
 
     def sum_of_largest(self, source: int, count: int) -> tuple[float, float]:
         return self._magnitudes(source).sums(count)

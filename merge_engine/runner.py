@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from merge_engine.compile_kernel import write
 from merge_engine.kernel_library import Compiled, CompilePolicy, KernelLibrary
 from merge_engine.kernel_variants import Variant, flatten
 from merge_engine.methods.family import GROUP_ELEMENTS, Call, Kernel
+from merge_engine.threads import mapped
 
 Dtypes = tuple[torch.dtype, torch.dtype]
 
@@ -80,19 +80,14 @@ class Runner:
 
     def _run_compiled(self, compiled: Compiled, inputs: _Inputs, call: Call, start: int) -> None:
         """From element ``start`` on, by as many threads as torch would take."""
-        arguments, threads = flatten(call.arguments), torch.get_num_threads()
+        arguments = flatten(call.arguments)
 
-        def run(begin: int, end: int) -> None:
+        def run(begin: int) -> None:
+            end = min(begin + step, call.stop)
             compiled([_first(call, begin), *flatten(inputs.tensors(begin, end)), *arguments])
 
-        step = COMPILED_RUN_ELEMENTS if threads > 1 else _LONGEST_RUN
-        runs = [(begin, min(begin + step, call.stop)) for begin in range(start, call.stop, step)]
-        if len(runs) == 1:
-            run(*runs[0])
-            return
-        with ThreadPoolExecutor(min(threads, len(runs))) as pool:
-            for done in [pool.submit(run, *where) for where in runs]:
-                done.result()
+        step = COMPILED_RUN_ELEMENTS if torch.get_num_threads() > 1 else _LONGEST_RUN
+        mapped(run, range(start, call.stop, step))
 
     def _run_eagerly(self, inputs: _Inputs, call: Call, start: int, stop: int) -> None:
         length = call.stop - call.start

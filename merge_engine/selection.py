@@ -10,16 +10,15 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from merge_engine.counting import Counter, Differences, Where
 from merge_engine.magnitudes import Kept, MagnitudeIndex
 
-Where: TypeAlias = "slice | Tensor"
 _SUM_ELEMENTS = 2**15  # torch sums so many in one thread: the result does not depend on the number of threads
 
 
@@ -44,10 +43,12 @@ class SelectionIndex:
         deltas: Sequence[Callable[[Where], Tensor]],
         variance: Callable[[Sequence[Tensor]], Tensor],
         elements: int,
+        counter: Counter,
     ) -> None:
         self._deltas = deltas
         self._variance = variance
         self._elements = elements
+        self._counter = counter
 
     def select(self, share: float) -> Selection:
         """``share`` of those elements on which the models differ at all; with share 1 simply all elements."""
@@ -81,14 +82,17 @@ class SelectionIndex:
 
     @functools.cached_property
     def _index(self) -> MagnitudeIndex:
-        return MagnitudeIndex(self._variances, self._elements, self._squares)
+        spread = Differences(
+            x=self._variances, base=None, dtype=self._variance_dtype, elements=self._elements
+        )
+        return MagnitudeIndex(spread, self._counter, self._squares)
 
     @functools.cached_property
     def _variance_dtype(self) -> torch.dtype:
-        return self._variances(0, 0).dtype
+        return self._variances(slice(0, 0)).dtype
 
-    def _variances(self, start: int, stop: int) -> Tensor:
-        return self._variance([delta(slice(start, stop)) for delta in self._deltas])
+    def _variances(self, where: Where) -> Tensor:
+        return self._variance([delta(where) for delta in self._deltas])
 
     def _squares(self, start: int, stop: int) -> npt.NDArray[np.float64]:
         return np.stack([_squares(delta(slice(start, stop))).numpy() for delta in self._deltas])

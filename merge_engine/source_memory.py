@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from merge_engine.counting import Counter
 from merge_engine.plan_types import TensorJob, TensorRef
 from merge_engine.preparation import Preparation
 from merge_engine.resident_limit import resident_limit
@@ -16,8 +17,8 @@ from merge_engine.tensor_files import FileWindows, read_ahead
 class Kept:
     """For many merges of the same models: files stay mapped, and what was learnt about them is kept."""
 
-    def __init__(self, seed: int) -> None:
-        self.preparation = Preparation(seed, SourceTensors())
+    def __init__(self, seed: int, counter: Counter) -> None:
+        self.preparation = Preparation(seed, SourceTensors(), counter)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Iterable[TensorJob]], None]]:
@@ -31,11 +32,11 @@ class Kept:
 class Passing:
     """For one merge of any size: nothing outlives its tensors, and the next ones are read meanwhile."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, counter: Counter) -> None:
+        self._seed, self._counter = seed, counter
         self._windows = FileWindows()
         self._sources = SourceTensors(self._windows)
-        self.preparation = Preparation(seed, self._sources, once=True)
+        self.preparation = Preparation(seed, self._sources, counter, once=True)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Iterable[TensorJob]], None]]:
@@ -50,7 +51,7 @@ class Passing:
     def forget(self) -> None:
         """Let go of the tensors and all that was learnt about them."""
         self._sources.forget_tensors()
-        self.preparation = Preparation(self._seed, self._sources, once=True)
+        self.preparation = Preparation(self._seed, self._sources, self._counter, once=True)
 
     def _read(self, jobs: Iterable[TensorJob]) -> None:
         for job in jobs:

@@ -6,13 +6,14 @@ tensors of bfloat16 values, rounded where kernels say so: that takes a quarter o
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-MODERATE_WEIGHT, MODERATE_PARAMETER = 2.0**20, 2.0**10  # far above those of any trained model
-_MODERATE_BITS = 0x4980  # of 2.0**20 in bfloat16
-_BLOCK_ELEMENTS = 2**18  # read twice, the second time from the cache
+# Compiled kernels merge weights whose magnitudes are below 2**20, and parameters up to 2**10, far above those
+# of any trained model. So no step leaves what they can round: a task vector (2**21) times a gain (2**33 at
+# most), a weight and lambda (2**20), over a sum of weights (1e-8 at least), stays below 2**111.
+MODERATE_PARAMETER = 2.0**10
+MODERATE_BIN = 0x4980  # the upper half of 2.0**20 as fp32
 
 
 def rounded(x_N: Tensor, dtype: torch.dtype) -> Tensor:
@@ -21,33 +22,12 @@ def rounded(x_N: Tensor, dtype: torch.dtype) -> Tensor:
     bfloat16 keeps 8 of fp32's 24 significant bits. (2**16 - 1) x, rounded to fp32, has lost all but those of
     2**16 x; so a product and a fused one with a difference round to them, where a conversion there and back
     takes twelve operations. (Veltkamp's splitting, Dekker 1971, takes three, with 2**16 + 1.) It is exact for
-    2**-126 <= \|x\| < 2**111: tensors that could leave it are merged eagerly (`is_moderate`), and what is
+    2**-126 <= \|x\| < 2**111: tensors that could leave it are merged eagerly (`MODERATE_BIN`), and what is
     smaller is wrong by less than 2**-133.
     """
     if x_N.dtype == torch.float32 and dtype == torch.bfloat16 and _on_compiled_cpu(x_N):
         return x_N * 65536.0 - x_N * 65535.0  # the first product is exact
     return x_N.to(dtype)
-
-
-def is_moderate(x_N: Tensor) -> bool:
-    """Whether a stored tensor is so small that no step of a merge leaves what compiled kernels can round.
-
-    With parameters up to `MODERATE_PARAMETER`, a task vector (2**21) times a gain (2**33 at most), a weight
-    and lambda (2**20), over a sum of weights (1e-8 at least), stays below 2**111.
-    """
-    if not x_N.numel():
-        return True
-    if x_N.dtype == torch.bfloat16:
-        return all(map(_is_moderate_bfloat16, torch.split(x_N, _BLOCK_ELEMENTS)))
-    low, high = (x_N.to(torch.float32) if x_N.dtype.itemsize == 1 else x_N).aminmax()
-    return bool(low > -MODERATE_WEIGHT) and bool(high < MODERATE_WEIGHT)  # false for NaN
-
-
-def _is_moderate_bfloat16(x_N: Tensor) -> bool:
-    """Signed, the bits are largest for the largest positive; unsigned, for the largest negative."""
-    bits_N = x_N.view(torch.int16).numpy()
-    largest = max(int(bits_N.max()), int(bits_N.view(np.uint16).max()) & 0x7FFF)
-    return largest < _MODERATE_BITS  # those of NaN are larger
 
 
 def read(x_N: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merge_engine import magnitudes
-from merge_engine.magnitudes import Kept, MagnitudeIndex, bracket
+from merge_engine.counting import Counter, Differences, Where
+from merge_engine.magnitudes import Kept, MagnitudeIndex
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -31,8 +32,13 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(magnitudes, "_SMALL_BLOCK", 64)
 
 
-def check(delta: Tensor) -> None:
-    counts = MagnitudeIndex(lambda start, stop: delta[start:stop], len(delta))
+def index_of(delta: Tensor, *, once: bool = False) -> MagnitudeIndex:
+    differences = Differences(x=lambda where: delta[where], base=None, dtype=delta.dtype, elements=len(delta))
+    return MagnitudeIndex(differences, Counter("never"), once=once)
+
+
+def check(delta: Tensor, *, once: bool = False) -> None:
+    counts = index_of(delta, once=once)
     nonzero = delta != 0  # whether zeros are kept makes no difference
     for count in {1, 2, len(delta) // 3, len(delta) // 2, len(delta) - 1, len(delta)} - {0}:
         assert torch.equal(
@@ -71,58 +77,29 @@ def test_any_arrangement_of_few_values(values: list[float]) -> None:
 def test_large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(magnitudes, "_LARGE_FROM", 1000)
     monkeypatch.setattr(magnitudes, "_LARGE_BLOCK", 300)
+    monkeypatch.setattr(magnitudes, "_WHOLE_BLOCK", 900)
     delta = torch.randn(2000, generator=torch.Generator().manual_seed(0))
-    check(delta.to(torch.bfloat16))
+    for once in (False, True):
+        check(delta.to(torch.bfloat16), once=once)
 
 
 def test_candidates_read_one_block() -> None:
     delta = torch.tensor([0.5, -0.5, 0.25, 0.0] * 200, dtype=torch.bfloat16)
-    reads: list[tuple[int, int]] = []
+    reads: list[object] = []
 
-    def read(start: int, stop: int) -> Tensor:
-        reads.append((start, stop))
-        return delta[start:stop]
+    def read(where: Where) -> Tensor:
+        reads.append(where)
+        return delta[where]
 
-    counts = MagnitudeIndex(read, len(delta))
+    differences = Differences(x=read, base=None, dtype=delta.dtype, elements=len(delta))
+    counts = MagnitudeIndex(differences, Counter("never"))
     reads.clear()
     counts.kept(100)
-    assert reads == [(192, 256)]
+    assert reads == [slice(192, 256)]
 
 
 def test_a_block_whose_elements_are_all_alike() -> None:
     """A frozen tensor, for example: 2**16 equal magnitudes do not fit into 16 bits."""
     delta = torch.full((2**18,), 0.5, dtype=torch.bfloat16)
-    kept = MagnitudeIndex(lambda start, stop: delta[start:stop], len(delta)).kept(1000)
+    kept = index_of(delta).kept(1000)
     assert kept == Kept(threshold=0.5, ties_end=1000)
-
-
-@pytest.mark.parametrize("share_of_zeros", [0.0, 0.5, 0.99])
-def test_a_single_count_needs_only_the_bins_near_it(
-    monkeypatch: pytest.MonkeyPatch, share_of_zeros: float
-) -> None:
-    monkeypatch.setattr(magnitudes, "_SAMPLE_FROM", 1000)
-    generator = torch.Generator().manual_seed(0)
-    delta = torch.randn(2**16, generator=generator).to(torch.bfloat16)
-    delta[torch.rand(2**16, generator=generator) < share_of_zeros] = 0.0
-
-    def read(start: int, stop: int) -> Tensor:
-        return delta[start:stop]
-
-    whole = MagnitudeIndex(read, len(delta))
-    for count in (1, 100, 20_000, 40_000, 60_000, len(delta) - 1):
-        between = bracket(read, len(delta), count)
-        index = MagnitudeIndex(read, len(delta), between=between)
-        assert index.covers(count)
-        assert index.kept(count) == whole.kept(count)
-
-
-def test_a_bracket_that_misses_says_so() -> None:
-    delta = torch.arange(1.0, 257.0).to(torch.bfloat16)
-    low, high = 0x4200, 0x4240  # 32 to 48
-    index = MagnitudeIndex(lambda start, stop: delta[start:stop], len(delta), between=(low, high))
-    assert [count for count in range(257) if not index.covers(count)] == [*range(1, 209), *range(226, 256)]
-
-
-def test_nothing_is_bracketed_where_bins_are_wide_or_elements_few() -> None:
-    for delta in (torch.ones(2**20), torch.ones(100, dtype=torch.bfloat16)):
-        assert bracket(lambda start, stop, delta=delta: delta[start:stop], len(delta), 50) is None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from merge_engine.counting import Counter
 from merge_engine.methods.sce import energy_weights, variance
 from merge_engine.overlap import Overlap, overlaps
 from merge_engine.selection import SelectionIndex
@@ -29,6 +30,7 @@ def index_of(deltas: list[Tensor]) -> SelectionIndex:
         [lambda where, delta=delta: delta[where] for delta in deltas],  # type: ignore[misc]
         lambda parts: variance(parts, dtype),
         len(deltas[0]),
+        Counter("never"),
     )
 
 
