@@ -4,48 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evolve import initial, outlook
 from evolve.errors import SearchChangedError
-from evolve.evaluator_spec import DiskSettings, EvaluatorSpec
 from evolve.export import BestConfig, ExportError, is_written, rescore, write_winner
-from evolve.forecast import Forecast, candidate_bytes, forecast
+from evolve.forecast import Forecast, forecast
 from evolve.frozen_input import keep_search_file
 from evolve.holdout import holdout_rows, run_holdout
 from evolve.journal import Journal, JournalView, read_journal
-from evolve.layouts import layouts_of
 from evolve.ledger import choose_winner, is_spent
 from evolve.machine import this_machine
 from evolve.observer import Observer
 from evolve.optimisers import default_popsize
 from evolve.options import SearchOptions
 from evolve.outcome import Scored
-from evolve.preflight import Ready, vllm_settings
+from evolve.preflight import Ready
 from evolve.progress import progress_view
 from evolve.replay import check_same_inputs
 from evolve.report import text
 from evolve.report.summary import display_name, summarise
 from evolve.report.write import write_report
-from evolve.scratch import check_room, remove_left_overs, scratch_root
 from evolve.search import SearchSettings, new_run, run_search
+from evolve.search_fleet import make_room, start_fleet
 from evolve.storage import StoragePath
 from evolve.trackers import WandbTracker
-from evolve.winners import LocatedFactory, Winner, folders, renamed
+from evolve.winners import Winner
 from evolve.worker_log import WorkerLog
-from fitness.vllm_settings import VllmSettings
 from genome.frozen import frozen_search_file
 from merge_engine.fingerprint import fingerprint
-from merge_engine.spec import recipe_data
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from evolve.evaluator import EvaluatorFactory
     from evolve.fleet import Fleet
     from evolve.ray_fleet import RayFleet
 
@@ -115,7 +107,8 @@ class SearchRun:
     def _work(self, ready: Ready, earlier: JournalView | None, expected: Forecast) -> int:
         """Everything that needs workers; returns the exit status."""
         if self._options.on_disk and self._options.ray_address is None:
-            self._make_room(ready)
+            for line in make_room(ready, self._options, self._storage):
+                self._note(line)
         with self._start_fleet(ready, earlier, expected) as fleet:
             settings = self._settings(ready, fleet, earlier)
             with contextlib.closing(self._open_journal(ready, settings, fleet)) as journal:
@@ -139,75 +132,14 @@ class SearchRun:
             raise SearchChangedError(f"{folder} belongs to a search with other scores:", [difference])
 
     def _start_fleet(self, ready: Ready, earlier: JournalView | None, expected: Forecast) -> RayFleet:
-        from evolve.ray_fleet import FleetSettings, RayFleet
-
-        options = self._options
-        batch_size = options.batch_size if earlier is None else earlier.run.batch_size
-        self._storage.logs.mkdir(exist_ok=True)
         self._note("starting workers ...")
-        # The driver has nothing to do until they are ready; imported later, pycma would keep them waiting.
-        threading.Thread(target=importlib.import_module, args=("cma",), daemon=True).start()
-        return RayFleet(
-            self._factory(ready, batch_size),
-            FleetSettings(
-                num_workers=options.wanted_workers,
-                address=options.ray_address,
-                device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
-                logs=self._storage.logs,
-                candidate_limit_s=options.candidate_timeout_s,
-                retries=options.retries,
-                gpus_per_worker=ready.search_file.vllm.tensor_parallel_size if options.vllm else 1,
-                workers_per_gpu=options.workers_per_gpu,
-                worker_bytes=expected.least_bytes,
-                batch_size=batch_size,
-            ),
-        )
-
-    def _factory(self, ready: Ready, batch_size: int | None) -> EvaluatorFactory:
-        """What workers need to know. They are told where the winners of earlier stages lie."""
-        options, lie = self._options, folders(self._winners)
-        layouts = layouts_of(ready)
-        spec = EvaluatorSpec(
-            model=str(renamed(ready.pattern, lie)),
-            suite=ready.suite,
-            dtype=ready.dtype,
-            seed=options.seed,
-            probe=renamed(recipe_data(ready.space.decode(ready.space.start)), lie),
-            batch_size=batch_size,
-            trust_remote_code=options.trust_remote_code,
-            allow_crimes=options.allow_crimes,
-            layouts=None if layouts is None else replace(layouts, models=tuple(renamed(layouts.models, lie))),
-            vllm=self._vllm(ready) if options.vllm else None,
-            disk=self._disk() if options.on_disk else None,
-        )
-        return LocatedFactory(factory=spec, folders=lie) if lie else spec
-
-    def _make_room(self, ready: Ready) -> None:
-        """On this machine, before any worker starts; each looks for itself, too.
-
-        Raises:
-            ScratchError: there is not room enough, even without what earlier searches left.
-        """
-        disk, options = self._disk(), self._options
-        root = scratch_root(disk.scratch)
-        removed = remove_left_overs(root)
-        if removed:
-            self._note(f"removed {len(removed)} scratch folders that killed workers left below {root}")
-        check_room(root, candidate_bytes(ready), options.wanted_workers or 1, disk.owner)
-        self._note(f"candidates are merged to the disk, below {root}, and removed once they are scored")
-
-    def _vllm(self, ready: Ready) -> VllmSettings:
-        """Engines that share a GPU share what engines may take of it."""
-        settings = vllm_settings(ready.search_file.vllm)
-        each = settings.gpu_memory_utilization / self._options.workers_per_gpu
-        return replace(settings, gpu_memory_utilization=each)
-
-    def _disk(self) -> DiskSettings:
-        options = self._options
-        return DiskSettings(
-            scratch=None if options.scratch is None else options.scratch.absolute(),
-            owner=str(self._storage.folder.absolute()),
-            bits=options.bits,
+        return start_fleet(
+            ready,
+            self._options,
+            self._storage,
+            self._winners,
+            batch_size=self._options.batch_size if earlier is None else earlier.run.batch_size,
+            worker_bytes=expected.least_bytes,
         )
 
     def _settings(self, ready: Ready, fleet: RayFleet, earlier: JournalView | None) -> SearchSettings:
