@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fitness.vllm_sharing import Outline
 from merge_engine.spec.recipe import parse_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from merge_engine.engine import Engine
+    from merge_engine.plan_types import TensorJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +28,30 @@ class MergeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedWeights:
-    """The result of ``recipe`` (plain data), merged where and when it is iterated over; picklable."""
+    """The result of ``recipe`` (plain data), merged where and when it is asked for; picklable.
+
+    A `fitness.vllm_sharing.Divisible`: what a worker has learnt about the sources' tensors that it merges
+    serves it for the next candidate, as it is given the same ones again.
+    """
 
     settings: MergeSettings
     recipe: Mapping[str, Any]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return _engine(self.settings).stream(parse_recipe(self.recipe))
+
+    def outlines(self) -> Sequence[Outline]:
+        """Of every tensor. Raises `PlanError`."""
+        dtype = _engine(self.settings).result_dtype
+        return [Outline(name=job.name, shape=job.shape, dtype=dtype(job)) for job in self._jobs()]
+
+    def made(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Those tensors alone."""
+        wanted = frozenset(names)
+        yield from _engine(self.settings).stream_jobs([job for job in self._jobs() if job.name in wanted])
+
+    def _jobs(self) -> Sequence[TensorJob]:
+        return _engine(self.settings).plan(parse_recipe(self.recipe)).jobs
 
 
 @functools.cache

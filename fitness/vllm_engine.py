@@ -59,7 +59,8 @@ class VllmEngine:
     def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Take every weight of a model, by checkpoint name, and forget what was cached of the last one.
 
-        With tensor parallelism ``stream`` is pickled and run in every worker of the engine.
+        With tensor parallelism ``stream`` is pickled and run in every worker of the engine; of a
+        `fitness.vllm_sharing.Divisible` each makes its share.
 
         Raises:
             ModelError: names are missing, unknown or twice there, or shapes differ. Errors of ``stream`` come
@@ -70,7 +71,7 @@ class VllmEngine:
         self._llm.llm_engine.reset_encoder_cache()
         if not self._llm.reset_prefix_cache():
             raise ModelError("vLLM did not reset its prefix cache: it still runs requests")
-        for each in arrived:
+        for each in sorted(arrived, key=lambda each: each.error is None):  # one error cuts all streams short
             each.check()
 
     def generate(self, requests: Sequence[Generation], stop_ids: Sequence[frozenset[int]]) -> list[list[int]]:

@@ -18,6 +18,7 @@ _PROCESS_BYTES = _GIB  # of a worker of an engine, with nothing in it
 _BLOCK_TOKENS = 128  # vLLM's on a CPU, the largest that it uses by default
 # While weights come in, of the largest tensor: itself, what vLLM fuses it into with another, that repacked.
 _SWAP_TENSORS = 4
+_SHARE_TENSORS = 2  # and what one of several workers has made at most before the others get it
 _CACHE_SETTING = "kv_cache_memory_bytes"  # of vLLM, as is the variable, which goes before it
 _CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
@@ -51,10 +52,11 @@ class Need:
         sizes = [math.prod(shape) * weight_bytes for shape in shapes.values()]
         facts = ModelFacts.from_config(config, weight_bytes=weight_bytes)
         tokens = -(-(longest_tokens + 1) // _BLOCK_TOKENS) * _BLOCK_TOKENS
+        in_flight = _SWAP_TENSORS + (_SHARE_TENSORS if workers > 1 else 0)
         cache = 2 * facts.layers * facts.kv_size * facts.weight_bytes * tokens
         return cls(
             weights=sum(sizes) // workers,
-            swap=_SWAP_TENSORS * max(sizes, default=0),
+            swap=in_flight * max(sizes, default=0),
             merge=merge_bytes,
             sequence=-(-cache // workers),
             sequences=settings.max_num_seqs,

@@ -1,7 +1,8 @@
 """What is mixed into vLLM's worker: a stream of weights is run where the weights are kept.
 
-An engine with tensor parallelism has several workers, each in a process of its own. Each runs the whole
-stream, and vLLM's loader keeps its part of every tensor: what travels is what the stream is made from.
+An engine with tensor parallelism has several workers, each in a process of its own. What travels there is
+what the stream is made from. Each worker runs it, or, where it can be divided, makes its share and gets the
+others'; either way vLLM's loader sees every tensor, and keeps its part of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fitness.errors import ModelError, StreamError
+from fitness.vllm_sharing import Divisible, shared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +41,25 @@ class StreamLoader:
             pads: layers that are missing altogether become identities.
         """
         arriving = _Arriving(shapes)
+        stream = _divided(stream)
         tensors = arriving.fitting(_deep_enough(shapes, stream) if pads else stream)
-        self.reload_weights(weights_iterator=tensors, weights_path=None, is_checkpoint_format=True)
+        try:
+            self.reload_weights(weights_iterator=tensors, weights_path=None, is_checkpoint_format=True)
+        except Exception as error:
+            arriving.broken_by(error)
+        for _ in tensors:  # what vLLM did not take: other workers wait for this one's share of it
+            pass
         return arriving.end()
+
+
+def _divided(stream: Stream) -> Stream:
+    """``stream``, its making shared with the engine's other workers if it can be."""
+    if not isinstance(stream, Divisible):
+        return stream
+    from vllm.distributed import get_tp_group
+
+    group = get_tp_group()
+    return shared(stream, group) if group.world_size > 1 else stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +109,11 @@ class _Arriving:
                 if self._fits(name, tensor):
                     yield name, tensor
         except Exception as error:  # of the merge: vLLM finishes first, so that it can take the next model
-            self._error = error
+            self.broken_by(error)
+
+    def broken_by(self, error: Exception) -> None:
+        """Note what broke the stream off, if it is the first to do so."""
+        self._error = self._error or error
 
     def end(self) -> Arrived:
         """What was noted, now that everything has come."""
