@@ -122,7 +122,12 @@ class Expected:
 
 
 def breadcrumbs_expected(
-    deltas: Sequence[Tensor], own: Mapping[str, Sequence[float]], dtype: torch.dtype, *, votes: bool
+    deltas: Sequence[Tensor],
+    own: Mapping[str, Sequence[float]],
+    dtype: torch.dtype,
+    *,
+    votes: bool,
+    rescales: bool,
 ) -> Expected:
     excused = torch.zeros(len(deltas[0]), dtype=torch.bool)
     terms, gain, apart = [], 1.0, 0.0
@@ -132,11 +137,12 @@ def breadcrumbs_expected(
         rank_N = delta_N.abs().double().argsort(descending=True).argsort()
         kept_N = torch.where((rank_N >= counts[0]) & (rank_N < counts[1]), delta_N, 0).double()
         norms = torch.stack([delta_N.double().abs().sum(), kept_N.abs().sum()])
-        if norms[1] > 0:
+        gains = [1.0]
+        if rescales and norms[1] > 0:
             gains = [float(near[0] / near[1]) for near in (x.to(dtype) for x in summed(norms, dtype))]
             gain = max(gain, gains[0])
             apart = max(apart, *(abs(near / gains[0] - 1) for near in gains))
-        terms.append(kept_N * weight)
+        terms.append(kept_N * (gains[0] * weight))
     excused = excused | undecided_N(terms, dtype) if votes else excused
     return Expected(excused_N=excused, gain=gain, apart=apart)
 
@@ -172,9 +178,10 @@ def test_breadcrumbs(
     for name in SHAPES:
         theirs = made.theirs(name, method, dtype, {**own, **shared})
         deltas = made.deltas(name, dtype)
-        expected = breadcrumbs_expected(deltas, own, DTYPES[dtype], votes=method == "breadcrumbs_ties")
+        votes, rescales = method == "breadcrumbs_ties", "rescale" in shared
+        expected = breadcrumbs_expected(deltas, own, DTYPES[dtype], votes=votes, rescales=rescales)
         size_N = sizes(made, name, dtype)
-        if "rescale" not in shared:
+        if not rescales:
             compare(ours[name], theirs, size_N, expected.excused_N, is_random=is_random)
         elif not is_beyond(deltas, DTYPES[dtype]):
             size_N *= expected.gain
