@@ -10,7 +10,7 @@ from torch import Tensor
 from merge_engine.checkpoint_header import CheckpointHeader
 from merge_engine.counting import Counter
 from merge_engine.errors import PlanError, Problem
-from merge_engine.groups import grouped, with_next
+from merge_engine.groups import grouped
 from merge_engine.kept_tensors import KeptTensors
 from merge_engine.kernel_library import CompilePolicy
 from merge_engine.methods.family import Group
@@ -106,9 +106,8 @@ class Engine:
         """`stream` of some jobs of one plan: each result is the same, whatever others are asked for."""
         targets = {} if into is None else into
         _check_targets(jobs, targets)
-        with self._memory.reading() as read_ahead:
-            for group, following in with_next(grouped(jobs)):
-                read_ahead(following)
+        with self._memory.reading(list(grouped(jobs))) as groups:
+            for group in groups:
                 yield from self._results(group, targets)
 
     def _results(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -26,13 +25,6 @@ def grouped(jobs: Iterable[TensorJob]) -> Iterator[tuple[TensorJob, ...]]:
         room -= elements
     if group:
         yield tuple(group)
-
-
-def with_next(
-    groups: Iterable[tuple[TensorJob, ...]],
-) -> Iterator[tuple[tuple[TensorJob, ...], tuple[TensorJob, ...]]]:
-    """Each group with the one that comes after it, which is empty for the last."""
-    return itertools.pairwise(itertools.chain(groups, [()]))
 
 
 def _alike(a: TensorJob, b: TensorJob) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from merge_engine.counting import Counter
-from merge_engine.plan_types import TensorJob, TensorRef
+from merge_engine.plan_types import TensorJob
 from merge_engine.preparation import Preparation
+from merge_engine.read_ahead import ReadAhead
 from merge_engine.resident_limit import resident_limit
 from merge_engine.source_tensors import SourceTensors
-from merge_engine.tensor_files import FileWindows, read_ahead
+from merge_engine.tensor_files import FileWindows
+
+Groups: TypeAlias = Sequence[Sequence[TensorJob]]
 
 
 class Kept:
@@ -21,9 +24,9 @@ class Kept:
         self.preparation = Preparation(seed, SourceTensors(), counter)
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[Iterable[TensorJob]], None]]:
-        """The operating system reads ahead by itself, once."""
-        yield lambda jobs: None
+    def reading(self, groups: Groups) -> Iterator[Iterable[Sequence[TensorJob]]]:
+        """``groups``: the operating system reads ahead by itself, once."""
+        yield groups
 
     def forget(self) -> None:
         """Nothing is forgotten."""
@@ -39,25 +42,18 @@ class Passing:
         self.preparation = Preparation(seed, self._sources, counter, once=True)
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[Iterable[TensorJob]], None]]:
-        """What is yielded is told which jobs come next; their inputs are then read into the page cache."""
-        with resident_limit(self._windows.drop_pages), ThreadPoolExecutor(1) as reader:
+    def reading(self, groups: Groups) -> Iterator[Iterable[Sequence[TensorJob]]]:
+        """``groups``, to be merged one after another while the inputs of the next ones are read."""
+        with resident_limit(self._windows.drop_pages), ReadAhead(groups, self._sources.header) as ahead:
 
-            def read(jobs: Iterable[TensorJob]) -> None:
-                reader.submit(self._read, list(jobs))
+            def passing() -> Iterator[Sequence[TensorJob]]:
+                for group in groups:
+                    yield group
+                    ahead.passed()
 
-            yield read
+            yield passing()
 
     def forget(self) -> None:
         """Let go of the tensors and all that was learnt about them."""
         self._sources.forget_tensors()
         self.preparation = Preparation(self._seed, self._sources, self._counter, once=True)
-
-    def _read(self, jobs: Iterable[TensorJob]) -> None:
-        for job in jobs:
-            for ref in job.inputs:
-                self._read_tensor(ref)
-
-    def _read_tensor(self, ref: TensorRef) -> None:
-        for plain in (ref, *ref.donors):
-            read_ahead(self._sources.header(plain.model).tensors[plain.name])

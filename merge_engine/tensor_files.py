@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import weakref
 from pathlib import Path
 from typing import Protocol
@@ -92,14 +91,6 @@ class FileWindows:
         """Give back the memory of all windows; what is used again comes from the page cache."""
         for window in list(self._windows):
             window.madvise(mmap.MADV_DONTNEED)
-
-
-def read_ahead(info: TensorInfo) -> None:
-    """Ask the operating system to have the bytes of a tensor in its page cache soon."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with info.file.open("rb") as file:
-        os.posix_fadvise(file.fileno(), info.begin, info.end - info.begin, os.POSIX_FADV_WILLNEED)
 
 
 def _bytes(buffer: bytearray | mmap.mmap) -> Tensor:

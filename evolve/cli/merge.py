@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -9,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from evolve.cli.errors import plain_errors
 from evolve.cli.merge_progress import MergeProgress
+
+if TYPE_CHECKING:
+    from merge_engine.plan_types import TensorJob
+    from merge_engine.read_ahead import ReadAhead
 
 # Options of mergekit-yaml that ask for what is always so here.
 _NEEDLESS = {
@@ -105,9 +110,11 @@ def command(config: Path, out: Path, **given: Any) -> None:
     with plain_errors(config):
         text = config.read_text(encoding="utf-8")
         truncate = given["unsafe_truncate_embeddings"]
-        _check(text, out, allow_crimes=given["allow_crimes"], truncate=truncate, quiet=given["quiet"])
-        from merge_engine.folder import MergeOptions, merge_config
+        ahead = _check(text, out, allow_crimes=given["allow_crimes"], truncate=truncate, quiet=given["quiet"])
+        with ahead:  # importing torch takes as long as reading a gigabyte
+            from merge_engine.folder import MergeOptions, merge_config
 
+            _prepare_torch(device, given["num_threads"])
         options = MergeOptions(
             seed=given["seed"],
             device=device,
@@ -118,7 +125,6 @@ def command(config: Path, out: Path, **given: Any) -> None:
             write_card=given["write_model_card"],
             keep=given["keep"],
         )
-        _prepare_torch(device, given["num_threads"])
         signal.signal(signal.SIGTERM, _end)
         with MergeProgress(quiet=given["quiet"]) as progress:
             merge_config(text, out, options, progress)
@@ -141,24 +147,28 @@ def _check_options(given: dict[str, Any]) -> None:
             click.echo(f"note: --{name.replace('_', '-')} is not needed: {reason}", err=True)
 
 
-def _check(text: str, out: Path, *, allow_crimes: bool, truncate: bool, quiet: bool) -> None:
+def _check(text: str, out: Path, *, allow_crimes: bool, truncate: bool, quiet: bool) -> ReadAhead:
     """Refuse in a moment, before anything heavy is loaded, what can be told from the headers.
 
-    What of the config has no effect is told, unless ``quiet``.
+    What of the config has no effect is told, unless ``quiet``. Returns what reads the first tensors.
     """
     from merge_engine.documents import read_documents
     from merge_engine.new_folder import check_free
     from merge_engine.plan import make_plan
+    from merge_engine.read_ahead import ReadAhead
     from merge_engine.sources import open_source
 
     documents = read_documents(text)
     check_free(out)
+    header = functools.cache(open_source)
+    jobs: list[TensorJob] = []
     for document in documents:
         for remark in () if quiet else document.remarks:
             click.echo(f"note: {remark}", err=True)
         if not document.needs:
             recipe = replace(document.recipe, truncate_embeddings=truncate)
-            make_plan(recipe, open_source, allow_crimes=allow_crimes)
+            jobs += make_plan(recipe, header, allow_crimes=allow_crimes).jobs
+    return ReadAhead([[job] for job in jobs], header)
 
 
 def _prepare_torch(device: str, threads: int | None) -> None:
