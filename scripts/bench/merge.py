@@ -37,13 +37,14 @@ def whole_processes(
     threads: int,
     *,
     wheel: bool,
+    cached: bool,
 ) -> Iterator[str]:
     """Our command, the wheel's and a copying process on the same files; line by line as they are measured."""
     models = make_models(folder, size, sources)
-    processes = Processes(folder, threads=threads, repetitions=repetitions)
+    processes = Processes(folder, threads=threads, repetitions=repetitions, cached=cached)
     yield (
         f"{size.parameters / 1e9:.2f} B parameters, bf16, base and {sources} sources, {threads} thread(s); "
-        "whole processes"
+        f"whole processes, models {'in the page cache' if cached else 'read from the disk'}"
     )
     yield ""
     yield (
@@ -66,9 +67,9 @@ def _process_line(row: Comparison) -> str:
     return f"| {row.method} | {ours} | {row.cold.wall_s:.1f} | {wheel} | {peaks} |"
 
 
-def scaling(folder: Path, repetitions: int, threads: int) -> Iterator[str]:
+def scaling(folder: Path, repetitions: int, threads: int, *, cached: bool) -> Iterator[str]:
     """Our command by number of sources (0.1 B parameters) and by size (3 sources, two of them links)."""
-    processes = Processes(folder, threads=threads, repetitions=repetitions)
+    processes = Processes(folder, threads=threads, repetitions=repetitions, cached=cached)
     yield "| method | parameters (B) | sources | seconds, warm | copy (s) | / copy |"
     yield "| --- " * 6 + "|"
     cases = [(_SMALL, count) for count in (2, 4, 8, 16)]

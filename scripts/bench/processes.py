@@ -60,21 +60,27 @@ class Comparison:
 
 
 class Processes:
-    """Runs commands that write one folder in ``folder``, which is removed after each."""
+    """Runs commands that write one folder in ``folder``, which is removed after each.
 
-    def __init__(self, folder: Path, *, threads: int, repetitions: int) -> None:
+    ``cached``: models are in the page cache; otherwise they are taken out of it before each command.
+    """
+
+    def __init__(self, folder: Path, *, threads: int, repetitions: int, cached: bool) -> None:
         self._out = folder / "out"
         self._caches = folder / "warm-cache", folder / "cold-cache"
         self._threads = threads
         self._repetitions = repetitions
+        self._cached = cached
+        self._files: list[Path] = []
         self._our_idle = self._run([sys.executable, "-c", _OUR_IMPORTS]).peak_mib
         self._wheel_idle = self._run([sys.executable, "-c", _WHEEL_IMPORTS]).peak_mib
 
     def compare(self, method: str, config: Path, models: Sequence[Path], *, wheel: bool) -> Comparison:
         """All commands for one config, one after another, as often as asked for."""
         warm, _ = self._caches
+        self._files = [file for model in models for file in sorted(model.glob("*.safetensors"))]
         self._run([sys.executable, "-c", _PREPARE, str(config), str(self._threads)], cache=warm)
-        rounds = [self._round(config, models) for _ in range(self._repetitions)]
+        rounds = [self._round(config) for _ in range(self._repetitions)]
         copies, warms, colds = (list(costs) for costs in zip(*rounds, strict=True))
         return Comparison(
             method=method,
@@ -84,13 +90,12 @@ class Processes:
             wheel=self._wheel(config) if wheel else None,  # minutes for some methods
         )
 
-    def _round(self, config: Path, models: Sequence[Path]) -> tuple[Cost, Cost, Cost]:
-        files = [str(file) for model in models for file in sorted(model.glob("*.safetensors"))]
+    def _round(self, config: Path) -> tuple[Cost, Cost, Cost]:
         warm_cache, cold_cache = self._caches
         shutil.rmtree(cold_cache, ignore_errors=True)
         ours = [sys.executable, "-c", _OURS, "merge", str(config), str(self._out), "--quiet"]
         ours += ["--num-threads", str(self._threads)]
-        copy = self._run([sys.executable, "-c", _COPY, str(self._out), *files])
+        copy = self._run([sys.executable, "-c", _COPY, str(self._out), *map(str, self._files)])
         warm = self._run(ours, cache=warm_cache, idle_mib=self._our_idle)
         cold = self._run(ours, cache=cold_cache, idle_mib=self._our_idle)
         return copy, warm, cold
@@ -109,6 +114,8 @@ class Processes:
             "OMP_NUM_THREADS": str(self._threads),
             **({} if cache is None else {"MERGEVOLVE_CACHE": str(cache)}),
         }
+        if not self._cached:
+            _evict(self._files)
         start = time.perf_counter()
         child = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -131,6 +138,14 @@ class Processes:
             shutil.rmtree(self._out)
         else:
             self._out.unlink(missing_ok=True)
+
+
+def _evict(files: Sequence[Path]) -> None:
+    """Take files out of the page cache: the next one to need them reads the disk."""
+    for name in files:
+        with name.open("rb") as file:
+            os.fsync(file.fileno())  # what is not yet on the disk stays
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _median(costs: Sequence[Cost]) -> Cost:

@@ -12,6 +12,7 @@ import torch
 from bench.synthetic import Size, make_models, recipe_data
 from torch import Tensor
 
+from evolve.merged_weights import MergedWeights, MergeSettings
 from fitness.vllm_engine import StoredTensors, VllmEngine
 from fitness.vllm_settings import VllmSettings
 from merge_engine.engine import Engine
@@ -20,20 +21,24 @@ from merge_engine.spec.recipe import parse_recipe
 _METHOD = "task_arithmetic"
 _TOKENS = 64
 _CACHE_BYTES = 2**28
+_WARM_UP = 3  # kernels are compiled meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """On the wall clock, and of all threads' processor time, which other programs hardly change."""
+    """On the wall clock, and of all threads' processor time, which other programs hardly change: of this
+    process, so None for what others do.
+    """
 
     wall: float
-    cpu: float
+    cpu: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
     """Medians. ``copy``: the floor, every tensor copied once. ``reload``: vLLM takes tensors that lie in
-    memory. ``merge``: a merge into resident tensors. ``swap``: a merge taken by vLLM.
+    memory. ``merge``: a merge into resident tensors. ``swap``: a merge taken by vLLM. ``shared``: by an
+    engine of two workers that merge themselves.
     """
 
     gigabytes: float
@@ -41,6 +46,7 @@ class Swap:
     reload: Seconds
     merge: Seconds
     swap: Seconds
+    shared: Seconds
 
 
 def measure(folder: Path, size: Size, repetitions: int, threads: int) -> Swap:
@@ -49,7 +55,7 @@ def measure(folder: Path, size: Size, repetitions: int, threads: int) -> Swap:
     models = make_models(folder, size, 2)
     for model in models:
         _write_tokenizer(model, size.vocabulary)
-    resident = _engine(models[0])
+    resident, pair = _engine(models[0], 1), _engine(models[0], 2)
     merging = Engine(compile="always")
     tensors = {name: tensor.clone() for name, tensor in StoredTensors(models[1])}
     into = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
@@ -57,25 +63,32 @@ def measure(folder: Path, size: Size, repetitions: int, threads: int) -> Swap:
     def merged(candidate: int, target: dict[str, Tensor] | None = None) -> Iterable[tuple[str, Tensor]]:
         return merging.stream(parse_recipe(recipe_data(_METHOD, models, candidate)), target)
 
-    resident.load(merged(0))  # sources are prepared, kernels compiled
+    def merged_there(candidate: int) -> MergedWeights:
+        settings = MergeSettings(seed=0, device="cpu", allow_crimes=False)
+        return MergedWeights(settings=settings, recipe=recipe_data(_METHOD, models, candidate))
+
+    for engine, weights in ((resident, merged), (pair, merged_there)):
+        for _ in range(_WARM_UP):
+            engine.load(weights(0))  # sources are prepared, kernels compiled
     rounds = [
         (
             _timed(lambda: [into[name].copy_(tensor) for name, tensor in tensors.items()]),
             _timed(lambda: resident.load(tensors.items())),
             _timed(lambda number=number: list(merged(number, into))),  # type: ignore[misc]
             _timed(lambda number=number: resident.load(merged(number))),  # type: ignore[misc]
+            _elsewhere(lambda number=number: pair.load(merged_there(number))),  # type: ignore[misc]
         )
         for number in range(1, repetitions + 1)
     ]
-    copy, reload, merge, swap = map(_median, zip(*rounds, strict=True))
-    size_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    return Swap(gigabytes=size_bytes / 1e9, copy=copy, reload=reload, merge=merge, swap=swap)
+    copy, reload, merge, swap, shared = map(_median, zip(*rounds, strict=True))
+    gigabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e9
+    return Swap(gigabytes=gigabytes, copy=copy, reload=reload, merge=merge, swap=swap, shared=shared)
 
 
-def _engine(model: Path) -> VllmEngine:
+def _engine(model: Path, workers: int) -> VllmEngine:
     return VllmEngine(
         model,
-        VllmSettings(max_num_seqs=4),
+        VllmSettings(max_num_seqs=4, tensor_parallel_size=workers),
         dtype="bfloat16",
         longest_tokens=_TOKENS,
         end_ids=frozenset([0]),
@@ -101,9 +114,15 @@ def _timed(work: Callable[[], object]) -> Seconds:
     return Seconds(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
 
 
+def _elsewhere(work: Callable[[], object]) -> Seconds:
+    """What other processes do."""
+    return Seconds(wall=_timed(work).wall)
+
+
 def _median(times: Sequence[Seconds]) -> Seconds:
+    cpu = [each.cpu for each in times if each.cpu is not None]
     return Seconds(
-        wall=statistics.median(each.wall for each in times), cpu=statistics.median(each.cpu for each in times)
+        wall=statistics.median(each.wall for each in times), cpu=statistics.median(cpu) if cpu else None
     )
 
 
@@ -114,10 +133,19 @@ def table(swap: Swap) -> str:
         "vLLM's reload, tensors in memory": swap.reload,
         "merge into resident tensors": swap.merge,
         "merge taken by vLLM": swap.swap,
+        "merge shared by two workers": swap.shared,
     }
     lines = [f"{swap.gigabytes:.2f} GB of bfloat16 ({_METHOD} of two models and their base)"]
     lines += [f"{'':<34} {'wall ms':>9} {'x copy':>7} {'cpu ms':>9} {'x copy':>7}"]
-    for name, time_ in rows.items():
-        wall, cpu = time_.wall / swap.copy.wall, time_.cpu / swap.copy.cpu
-        lines.append(f"{name:<34} {1e3 * time_.wall:9.0f} {wall:7.2f} {1e3 * time_.cpu:9.0f} {cpu:7.2f}")
+    lines += [
+        f"{name:<34}{_columns(row.wall, swap.copy.wall)}{_columns(row.cpu, swap.copy.cpu)}"
+        for name, row in rows.items()
+    ]
     return "\n".join(lines)
+
+
+def _columns(time_s: float | None, copy_s: float | None) -> str:
+    """Milliseconds, and how many times the copy."""
+    if time_s is None or copy_s is None:
+        return f" {'-':>9} {'-':>7}"
+    return f" {1e3 * time_s:9.0f} {time_s / copy_s:7.2f}"
