@@ -9,7 +9,7 @@ from pathlib import Path
 from evolve.errors import PreflightError
 from evolve.optimisers.choice import describe
 from evolve.preflight import read_search_file
-from evolve.search_models import as_named, model_facts, named_models, open_models
+from evolve.search_models import as_named, facts_of, named_models, open_models
 from genome.box import Kind
 from genome.build import build_space, keeps_layers
 from genome.errors import RefusedRecipe, SearchFileError
@@ -55,9 +55,9 @@ def _read(text: str, locate: Callable[[str], str]) -> _Search:
     search_file = parse_search_file(text)
     problems: list[Problem] = []
     headers = open_models(named_models(load_yaml(text)), problems, locate)
+    facts = facts_of(headers, problems)
     if problems:
         raise SearchFileError(problems)
-    facts = {reference: model_facts(header) for reference, header in headers.items()}
     return _Search(search_file=search_file, space=build_space(search_file, facts))
 
 

@@ -16,11 +16,12 @@ from evolve.initial import InitialRecipe, place_initial, read_initial
 from evolve.options import SearchOptions
 from evolve.search_models import (
     as_named,
+    facts_of,
     fit_problems,
     model_dtype,
-    model_facts,
     named_models,
     open_models,
+    size_problems,
     start_problems,
 )
 from evolve.search_tasks import chat_template_problems, suite_spec, task_problems
@@ -93,6 +94,7 @@ def inspect(
         raise PreflightError(options.search_file, problems)
     if not options.allow_benchmarks:
         problems += benchmark_problems(search_file)
+    problems += size_problems(search_file, headers)
     problems += chat_template_problems(search_file, headers)
     problems += _vllm_problems(search_file, headers) if options.vllm else ()
     recipes = read_initial(search_file.initial, headers, problems, allow_crimes=options.allow_crimes)
@@ -207,7 +209,9 @@ def _space(
     problems: list[Problem],
     options: SearchOptions,
 ) -> Space | None:
-    facts = {reference: model_facts(header) for reference, header in headers.items()}
+    facts = facts_of(headers, problems)
+    if problems:
+        return None
     try:
         space = build_space(search_file, facts)
     except SearchFileError as error:

@@ -10,6 +10,7 @@ from genome.search_file import GenomeSpec, SearchFile
 from genome.slice_layout import LayoutSpec
 from genome.space import Space
 from merge_engine.checkpoint_header import CheckpointHeader
+from merge_engine.config_layers import shown
 from merge_engine.errors import CheckpointError, PlanError, Problem
 from merge_engine.layers import layer_names
 from merge_engine.merge_dtype import DTYPE_NAMES
@@ -19,6 +20,13 @@ from merge_engine.spec import InputModel, Recipe
 from merge_engine.stacking import stacking_problems
 
 _MODEL_KEYS = ("model", "base_model")
+_SIZES_BY_LAYER = (
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+)  # lists in some configs
+_SIZES = ("hidden_size", "n_embd", "vocab_size", *_SIZES_BY_LAYER)
 
 
 def named_models(data: object) -> list[tuple[str, str]]:
@@ -126,6 +134,26 @@ def start_problems(
         )
 
 
+def size_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
+    """Sizes that cannot be right in the config that candidates have: memory and time are reckoned from them,
+    and no model can be made of them.
+    """
+    header = headers.get(search_file.genome.pattern)
+    if header is None:
+        return
+    config = header.config.get("text_config") or header.config
+    largest = max((length for info in header.tensors.values() for length in info.shape), default=0)
+    for key in _SIZES:
+        value = config.get(key)
+        may_vary = key in _SIZES_BY_LAYER
+        if key not in config or (value is None and may_vary):
+            continue
+        entries = value if isinstance(value, list) and may_vary else [value]
+        if not all(type(entry) is int and 0 < entry <= largest for entry in entries):
+            remedy = f"allowed is a whole number up to {largest}, the largest dimension of the weights"
+            yield Problem(str(header.folder / "config.json"), f"{key} is {shown(value)}", remedy)
+
+
 def _plan_problems(
     recipe: Recipe, headers: Mapping[str, CheckpointHeader], where: str, allow_crimes: bool
 ) -> Iterator[Problem]:
@@ -134,6 +162,19 @@ def _plan_problems(
     except PlanError as error:
         for problem in error.problems:
             yield Problem(where, f"{problem.where}: {problem.what}", problem.remedy)
+
+
+def facts_of(headers: Mapping[str, CheckpointHeader], problems: list[Problem]) -> dict[str, ModelFacts]:
+    """What the genome has to know about the models, by reference; what is wrong with them goes to
+    ``problems``.
+    """
+    found: dict[str, ModelFacts] = {}
+    for reference, header in headers.items():
+        try:
+            found[reference] = model_facts(header)
+        except CheckpointError as error:
+            problems.append(Problem(reference, str(error), "leave it out, or mend its config.json"))
+    return found
 
 
 def model_facts(header: CheckpointHeader) -> ModelFacts:

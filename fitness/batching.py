@@ -30,7 +30,10 @@ class ModelFacts:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, weight_bytes: int) -> ModelFacts:
-        """Reads a ``config.json`` (of a text model, or the ``text_config`` of a composite one)."""
+        """Reads a ``config.json`` (of a text model, or the ``text_config`` of a composite one).
+
+        Raises KeyError, TypeError or ValueError where that has not what is needed.
+        """
         config = config.get("text_config") or config
         hidden = int(config.get("hidden_size") or config["n_embd"])
         heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)

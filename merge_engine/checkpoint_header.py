@@ -69,7 +69,7 @@ def open_header(folder: Path) -> CheckpointHeader:
     link to anywhere: the hub's cache consists of them, and they are the owner's doing.
     """
     folder = Path(folder)
-    config = read_json(folder / "config.json", "is this a Hugging Face model folder?")
+    config, num_layers = _config(folder / "config.json")
     format = _format(folder)
     tensors: dict[str, TensorInfo] = {}
     for file in _shards(folder, format):
@@ -78,7 +78,16 @@ def open_header(folder: Path) -> CheckpointHeader:
                 raise CheckpointError(f"{file}: tensor {name!r} is also in {tensors[name].file.name}")
             tensors[name] = info
     _check_index(folder / format.index, tensors)
-    return CheckpointHeader(folder=folder, tensors=tensors, config=config, num_layers=main_count(config))
+    return CheckpointHeader(folder=folder, tensors=tensors, config=config, num_layers=num_layers)
+
+
+def _config(file: Path) -> tuple[dict[str, Any], int | None]:
+    """What the file holds, and the number of layers that it gives. Raises `CheckpointError`."""
+    config = read_json(file, "is this a Hugging Face model folder?")
+    try:
+        return config, main_count(config)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def read_safetensors_header(file: Path) -> dict[str, TensorInfo]:

@@ -5,6 +5,7 @@ Keys are found by their words: ``num_hidden_layers``, ``decoder_layers``, ``visi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _SIDES = {
     "speech": "audio",
 }
 _MAX_DEPTH = 8  # of configs within configs
+_LONGEST = 40  # characters of a value in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +53,20 @@ def layer_counts(config: Mapping[str, Any]) -> frozenset[int]:
 
 
 def main_count(config: Mapping[str, Any]) -> int | None:
-    """The number of layers of the language model; None where the config does not say."""
+    """The number of layers of the language model; None where the config does not say.
+
+    Raises `ValueError` where what stands there is no such number, or no config.
+    """
+    for key in _TEXT_NODES:
+        if not isinstance(config.get(key), dict | None):
+            raise ValueError(f"{key} is {shown(config[key])}: allowed is an object")
     for node in (*_text_nodes(config), config):
         for key in _MAIN_KEYS:
-            if _is_count(node.get(key)):
-                return int(node[key])
+            value: Any = node.get(key)
+            if _is_count(value):
+                return int(value)
+            if value is not None and value != 0:
+                raise ValueError(f"{key} is {shown(value)}: allowed is a whole number of layers")
         if node is not config:
             return None  # a text config that is silent means a default, not what stands beside it
     return None
@@ -67,6 +78,12 @@ def num_extra_layers(config: Mapping[str, Any]) -> int:
         if _is_count(node.get(_EXTRA_KEY)):
             return int(node[_EXTRA_KEY])
     return 0
+
+
+def shown(value: object) -> str:
+    """A value of a config, for messages: as JSON has it, if that is short."""
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def with_layers(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from merge_engine.checkpoint_header import CheckpointHeader
-from merge_engine.config_layers import layer_counts, main_count, num_extra_layers
+from merge_engine.config_layers import layer_counts, main_count, num_extra_layers, shown
 from merge_engine.errors import CheckpointError
 from merge_engine.tied import repeated_names
 
@@ -164,8 +164,8 @@ def _main(stacks: Sequence[Stack], header: CheckpointHeader) -> Stack | None:
     if wanted is not None and not known:
         listed = ", ".join(f"{stack.prefix}* has {len(stack.layers)}" for stack in stacks) or "none"
         raise CheckpointError(
-            f"{header.folder}: no tensors numbered as {wanted} layers; config.json and the weights do not "
-            f"belong together (numbered: {listed})"
+            f"{header.folder}: no tensors numbered as {shown(wanted)} layers; config.json and the weights do "
+            f"not belong together (numbered: {listed})"
         )
     if _are_encoder_and_decoder(known):
         return None

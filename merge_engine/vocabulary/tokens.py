@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_engine.checkpoint_header import CheckpointHeader, TensorInfo
+from merge_engine.config_layers import shown
 from merge_engine.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -95,17 +96,17 @@ def vocabulary_rows(header: CheckpointHeader) -> int:
     """How many rows the embeddings of a model have, tokens and padding. Raises `CheckpointError`."""
     for part in (header.config, header.config.get("text_config")):
         rows = part.get("vocab_size") if isinstance(part, Mapping) else None
-        if isinstance(rows, int) and rows > 0:
+        if type(rows) is int and rows > 0:
             return rows
-    raise CheckpointError(f"{header.folder / 'config.json'}: no vocab_size, so its embeddings are not known")
+    config = header.folder / "config.json"
+    raise CheckpointError(f"{config}: no number as vocab_size, so its embeddings are not known")
 
 
 def check_token_rows(header: CheckpointHeader, rows: int) -> None:
     """Raise `CheckpointError` where no tensor has one row for each of ``rows`` tokens."""
     if not any(has_token_rows(name, info, rows) for name, info in header.tensors.items()):
-        raise CheckpointError(
-            f"{header.folder / 'config.json'}: vocab_size is {rows}, but no embeddings have so many rows"
-        )
+        config = header.folder / "config.json"
+        raise CheckpointError(f"{config}: vocab_size is {shown(rows)}, but no embeddings have so many rows")
 
 
 def has_token_rows(name: str, info: TensorInfo, rows: int) -> bool:
