@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from evolve.evaluating import evaluated, item_count, share_bytes
 from evolve.evaluator import Evaluation, Facts, WorkerContext
 from evolve.evaluator_spec import EvaluatorSpec
-from evolve.merged_weights import MergedWeights, MergeSettings
+from evolve.merged_weights import MergedWeights, MergeSettings, SharedWeights
 from evolve.outcome import Scored
 from evolve.prototypes import first_weights, prototype
 from evolve.records import Split
@@ -86,13 +86,16 @@ class MergeEvaluator:
         self._backend.load(self._weights(recipe))
 
     def _weights(self, recipe: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
-        """The merge's stream. An engine with several workers takes one that each of them runs itself."""
-        spec = self._spec
+        """The merge's stream. An engine with several workers takes one that each of them runs itself.
+
+        GPUs share the work: what limits a merge there is the way of the sources to each of them. Processes
+        without GPUs would take longer to send a tensor than to merge it (docs/log.md).
+        """
+        spec, device = self._spec, self._context.device
         if spec.vllm is not None and spec.vllm.tensor_parallel_size > 1:
-            settings = MergeSettings(
-                seed=spec.seed, device=self._context.device, allow_crimes=spec.allow_crimes
-            )
-            return MergedWeights(settings=settings, recipe=recipe)
+            settings = MergeSettings(seed=spec.seed, device=device, allow_crimes=spec.allow_crimes)
+            weights = MergedWeights if device == "cpu" else SharedWeights
+            return weights(settings=settings, recipe=recipe)
         return self._engine.stream(parse_recipe(recipe), into=self._backend.tensors())
 
     def _new_backend(self, batch_size: int | None) -> Backend:

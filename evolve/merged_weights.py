@@ -28,17 +28,24 @@ class MergeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedWeights:
-    """The result of ``recipe`` (plain data), merged where and when it is asked for; picklable.
-
-    A `fitness.vllm_sharing.Divisible`: what a worker has learnt about the sources' tensors that it merges
-    serves it for the next candidate, as it is given the same ones again.
-    """
+    """The result of ``recipe`` (plain data), merged where and when it is iterated over; picklable."""
 
     settings: MergeSettings
     recipe: Mapping[str, Any]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return _engine(self.settings).stream(parse_recipe(self.recipe))
+
+    def _jobs(self) -> Sequence[TensorJob]:
+        return _engine(self.settings).plan(parse_recipe(self.recipe)).jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedWeights(MergedWeights):
+    """The same for workers that send each other what they have merged: `fitness.vllm_sharing.Divisible`.
+
+    Each merges the same tensors of all candidates, so that what it learns about the sources serves it again.
+    """
 
     def outlines(self) -> Sequence[Outline]:
         """Of every tensor. Raises `PlanError`."""
@@ -49,9 +56,6 @@ class MergedWeights:
         """Those tensors alone."""
         wanted = frozenset(names)
         yield from _engine(self.settings).stream_jobs([job for job in self._jobs() if job.name in wanted])
-
-    def _jobs(self) -> Sequence[TensorJob]:
-        return _engine(self.settings).plan(parse_recipe(self.recipe)).jobs
 
 
 @functools.cache

@@ -12,13 +12,12 @@ import torch
 from bench.synthetic import Size, make_models, recipe_data
 from torch import Tensor
 
-from evolve.merged_weights import MergedWeights, MergeSettings
+from evolve.merged_weights import MergedWeights, MergeSettings, SharedWeights
 from fitness.vllm_engine import StoredTensors, VllmEngine
 from fitness.vllm_settings import VllmSettings
 from merge_engine.engine import Engine
 from merge_engine.spec.recipe import parse_recipe
 
-_METHOD = "task_arithmetic"
 _TOKENS = 64
 _CACHE_BYTES = 2**28
 _WARM_UP = 3  # kernels are compiled meanwhile
@@ -37,19 +36,21 @@ class Seconds:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
     """Medians. ``copy``: the floor, every tensor copied once. ``reload``: vLLM takes tensors that lie in
-    memory. ``merge``: a merge into resident tensors. ``swap``: a merge taken by vLLM. ``shared``: by an
-    engine of two workers that merge themselves.
+    memory. ``merge``: a merge into resident tensors. ``swap``: a merge taken by vLLM. ``each``: by an
+    engine of two workers, both of which merge everything. ``shared``: which merge half of it each.
     """
 
+    method: str
     gigabytes: float
     copy: Seconds
     reload: Seconds
     merge: Seconds
     swap: Seconds
+    each: Seconds
     shared: Seconds
 
 
-def measure(folder: Path, size: Size, repetitions: int, threads: int) -> Swap:
+def measure(folder: Path, size: Size, method: str, repetitions: int, threads: int) -> Swap:
     """A merge of two models and their base; each repetition measures everything, one after another."""
     torch.set_num_threads(threads)
     models = make_models(folder, size, 2)
@@ -61,11 +62,11 @@ def measure(folder: Path, size: Size, repetitions: int, threads: int) -> Swap:
     into = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
 
     def merged(candidate: int, target: dict[str, Tensor] | None = None) -> Iterable[tuple[str, Tensor]]:
-        return merging.stream(parse_recipe(recipe_data(_METHOD, models, candidate)), target)
+        return merging.stream(parse_recipe(recipe_data(method, models, candidate)), target)
 
-    def merged_there(candidate: int) -> MergedWeights:
+    def merged_there(candidate: int, weights: type[MergedWeights] = MergedWeights) -> MergedWeights:
         settings = MergeSettings(seed=0, device="cpu", allow_crimes=False)
-        return MergedWeights(settings=settings, recipe=recipe_data(_METHOD, models, candidate))
+        return weights(settings=settings, recipe=recipe_data(method, models, candidate))
 
     for engine, weights in ((resident, merged), (pair, merged_there)):
         for _ in range(_WARM_UP):
@@ -77,12 +78,21 @@ def measure(folder: Path, size: Size, repetitions: int, threads: int) -> Swap:
             _timed(lambda number=number: list(merged(number, into))),  # type: ignore[misc]
             _timed(lambda number=number: resident.load(merged(number))),  # type: ignore[misc]
             _elsewhere(lambda number=number: pair.load(merged_there(number))),  # type: ignore[misc]
+            _elsewhere(lambda number=number: pair.load(merged_there(number, SharedWeights))),  # type: ignore[misc]
         )
         for number in range(1, repetitions + 1)
     ]
-    copy, reload, merge, swap, shared = map(_median, zip(*rounds, strict=True))
-    gigabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e9
-    return Swap(gigabytes=gigabytes, copy=copy, reload=reload, merge=merge, swap=swap, shared=shared)
+    copy, reload, merge, swap, each, shared = map(_median, zip(*rounds, strict=True))
+    return Swap(
+        method=method,
+        gigabytes=sum(tensor.nbytes for tensor in tensors.values()) / 1e9,
+        copy=copy,
+        reload=reload,
+        merge=merge,
+        swap=swap,
+        each=each,
+        shared=shared,
+    )
 
 
 def _engine(model: Path, workers: int) -> VllmEngine:
@@ -133,9 +143,10 @@ def table(swap: Swap) -> str:
         "vLLM's reload, tensors in memory": swap.reload,
         "merge into resident tensors": swap.merge,
         "merge taken by vLLM": swap.swap,
-        "merge shared by two workers": swap.shared,
+        "by two workers, each all of it": swap.each,
+        "by two workers, each half of it": swap.shared,
     }
-    lines = [f"{swap.gigabytes:.2f} GB of bfloat16 ({_METHOD} of two models and their base)"]
+    lines = [f"{swap.gigabytes:.2f} GB of bfloat16 ({swap.method} of two models and their base)"]
     lines += [f"{'':<34} {'wall ms':>9} {'x copy':>7} {'cpu ms':>9} {'x copy':>7}"]
     lines += [
         f"{name:<34}{_columns(row.wall, swap.copy.wall)}{_columns(row.cpu, swap.copy.cpu)}"

@@ -18,7 +18,7 @@ import pytest
 
 from fitness.requests import Continuation, Generation
 from fitness.transformers_backend import TransformersBackend
-from tests.fitness.vllm_candidates import MERGING, MergedWeights, Scores, demo_suite, scores
+from tests.fitness.vllm_candidates import TORN, Scores, demo_suite, merged, scores
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -57,21 +57,25 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def engine(demo: Path) -> Engine:
-    """Runs an engine with each setting once."""
+    """Runs an engine with each setting once; several workers merge the candidates in turns each all of them,
+    and each its share.
+    """
     known: dict[tuple[str, int], list[Any]] = {}
 
     def run(dtype: str, tensor_parallel_size: int = 1) -> list[Any]:
         key = dtype, tensor_parallel_size
         if key not in known:
-            lost = {**_recipe(demo, dtype, _WEIGHTS[0]), "base_model": str(demo / "nowhere")}
-            recipes = [*(_recipe(demo, dtype, weights) for weights in _WEIGHTS), lost]
-            known[key] = _run(demo, dtype, tensor_parallel_size, recipes)
+            recipes = [_recipe(demo, dtype, weights) for weights in _WEIGHTS]
+            lost = {**recipes[0], "base_model": str(demo / "nowhere")}
+            bad = [("torn", recipes[0]), ("shared", lost), ("each", lost)]
+            candidates = [*bad, *zip(("shared", "each", "shared"), recipes, strict=True)]
+            known[key] = _run(demo, dtype, tensor_parallel_size, candidates)
         return known[key]
 
     return run
 
 
-def _run(demo: Path, dtype: str, tensor_parallel_size: int, recipes: list[Any]) -> list[Any]:
+def _run(demo: Path, dtype: str, tensor_parallel_size: int, candidates: list[Any]) -> list[Any]:
     out = demo / f"{dtype}-{tensor_parallel_size}.json"
     options = {
         "out": str(out),
@@ -79,7 +83,7 @@ def _run(demo: Path, dtype: str, tensor_parallel_size: int, recipes: list[Any]) 
         "limit": _LIMIT,
         "dtype": dtype,
         "tensor_parallel_size": tensor_parallel_size,
-        "recipes": recipes,
+        "candidates": candidates,
     }
     process = subprocess.run(
         [sys.executable, "-m", "tests.fitness.vllm_candidates", json.dumps(options)],
@@ -109,9 +113,9 @@ def test_backends_differ_only_where_answers_tie(
 ) -> None:
     backend = TransformersBackend(demo / "base", demo_suite(demo, _LIMIT), dtype=dtype, batch_size=64)
     found = []
-    for weights, theirs in zip(_WEIGHTS, engine(dtype), strict=False):
+    for weights, theirs in zip(_WEIGHTS, engine(dtype)[-len(_WEIGHTS) :], strict=True):
         recipe = _recipe(demo, dtype, weights)
-        ours = scores(backend, recipe)
+        ours = scores(backend, merged(recipe))
         assert len({str(answer) for answer in ours.answers}) > _LIMIT, "the models have too little to say"
         found.append(_compared(ours, theirs, _Judge(demo, recipe)))
     noise = max(each.noise for each in found)
@@ -173,7 +177,7 @@ class _Judge:
         self._tokenizer = AutoTokenizer.from_pretrained(demo / "base")
         self._end = self._tokenizer.convert_tokens_to_ids(EOS)
         self._model = AutoModelForCausalLM.from_pretrained(demo / "base", dtype=torch.float32)
-        self._model.load_state_dict(dict(MergedWeights(settings=MERGING, recipe=recipe)))
+        self._model.load_state_dict(dict(merged(recipe)))
 
     def gap(self, request: Generation, ours: str, theirs: str) -> float:
         """Where two texts part, how much less likely the worse next token is than the best of all."""
@@ -189,7 +193,7 @@ class _Judge:
 
 def test_workers_of_one_engine_merge_to_the_same_scores(engine: Engine) -> None:
     alone, together = engine("float32"), engine("float32", 2)
-    for one, both in zip(alone[: len(_WEIGHTS)], together, strict=False):
+    for one, both in zip(alone[-len(_WEIGHTS) :], together[-len(_WEIGHTS) :], strict=True):
         assert isinstance(both, dict), both
         assert one["items"] == both["items"]
         texts = [answer for answer in one["answers"] if isinstance(answer, str)]
@@ -201,7 +205,10 @@ def test_workers_of_one_engine_merge_to_the_same_scores(engine: Engine) -> None:
 
 
 def test_an_error_in_a_worker_comes_with_its_traceback(engine: Engine) -> None:
-    alone, together = engine("float32")[-1], engine("float32", 2)[-1]
+    alone = engine("float32")[2]
+    torn, *together = engine("float32", 2)[:3]
     assert alone.startswith("PlanError: ")
-    assert together.startswith(f"StreamError: {alone}\nin a worker of the engine:\nTraceback")
     assert "nowhere: no such folder" in alone
+    assert torn.startswith(f"StreamError: RuntimeError: {TORN} broke\nin a worker of the engine:\nTraceback")
+    for each in together:
+        assert each.startswith(f"StreamError: {alone}\nin a worker of the engine:\nTraceback")
