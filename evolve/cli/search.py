@@ -92,7 +92,12 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     default=None,
     help="Only the result, or a live view.  [default: what fits the output]",
 )
-@click.option("-s", "--strategy", type=click.Choice(["pool", "buffered", "serial"]), help=_ACCEPTED)
+@click.option(
+    "-s",
+    "--strategy",
+    type=click.Choice(["pool", "buffered", "serial"]),
+    help="Accepted; buffered, on disk, means two workers per GPU.",
+)
 @click.option("--merge-cuda/--no-merge-cuda", default=None, help=_ACCEPTED)
 @click.option("--reshard/--no-reshard", default=None, help=_ACCEPTED)
 def command(quiet: bool | None, **given: Any) -> None:
