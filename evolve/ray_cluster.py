@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ from evolve.errors import FleetError
 from evolve.worker_plan import Node
 
 _OBJECT_STORE_BYTES = 80_000_000  # Ray's least: recipes and reports are all that travels
+_ANSWER_LIMIT_S = 10.0
 
 
 def connect(address: str | None, num_workers: int | None) -> bool:
@@ -25,6 +27,8 @@ def connect(address: str | None, num_workers: int | None) -> bool:
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
         _keep_to_ourselves()
+    else:
+        _check_listens(address)
     import ray
 
     if ray.is_initialized():
@@ -44,6 +48,19 @@ def connect(address: str | None, num_workers: int | None) -> bool:
         **quiet,
     )
     return True
+
+
+def _check_listens(address: str) -> None:
+    """Raise `FleetError` at once where Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return  # "auto", and other forms of which Ray knows the meaning
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_LIMIT_S).close()
+    except (OSError, OverflowError) as error:
+        raise FleetError(
+            f"no Ray cluster answers at {address}: {error}; start one, or mend the address"
+        ) from error
 
 
 def disconnect() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from evolve.errors import FleetError
+from evolve.ray_cluster import connect
 from evolve.worker_plan import Node, Share, missing_workers, plan_share, threads_per_worker
 
 
@@ -150,3 +153,12 @@ def test_workers_that_cannot_share_gpus_are_refused() -> None:
         plan_share(_nodes((8, 4)), num_workers=None, device=None, gpus_per_worker=2, workers_per_gpu=2)
     with pytest.raises(FleetError, match="5 workers do not fit on 2 GPUs: 2 share each of one machine"):
         plan_share(_nodes((8, 2)), num_workers=5, device=None, workers_per_gpu=2)
+
+
+def test_a_cluster_that_is_not_there_is_told_without_waiting_for_ray() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(FleetError, match=rf"no Ray cluster answers at 127.0.0.1:{port}: .*refused"):
+        connect(f"127.0.0.1:{port}", None)
+    with pytest.raises(FleetError, match=r"no Ray cluster answers at 127\.0\.0\.1:99999"):
+        connect("127.0.0.1:99999", None)
