@@ -20,14 +20,24 @@ class Machines:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self._count = 0
         self.address = self._answer("address")
+
+    def become(self, count: int) -> None:
+        """Add or remove machines until there are so many."""
+        while self._count < count:
+            self.add()
+        while self._count > count:
+            self.remove()
 
     def add(self) -> None:
         self._command("add")
+        self._count += 1
 
     def remove(self) -> None:
         """The machine that was added first vanishes with all that runs on it."""
         self._command("remove")
+        self._count -= 1
 
     def _command(self, command: str) -> None:
         assert self._process.stdin is not None
@@ -45,8 +55,8 @@ class Machines:
 
 
 @contextmanager
-def machines(count: int) -> Iterator[Machines]:
-    """A head without cores, and ``count`` machines of one core."""
+def machines() -> Iterator[Machines]:
+    """A head without cores; machines of one core are to be added."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.fault.machines"],
         cwd=_ROOT,
@@ -55,10 +65,7 @@ def machines(count: int) -> Iterator[Machines]:
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
-        found = Machines(process)
-        for _ in range(count):
-            found.add()
-        yield found
+        yield Machines(process)
 
 
 def main() -> None:

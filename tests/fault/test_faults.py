@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,7 @@ def test_workers_that_cannot_start_end_the_search_once_and_for_all(tmp_path: Pat
         ending["message"],
     )
     assert len(driver.lines) == 1
+    first, *traceback = (tmp_path / "search" / "logs" / "failures.log").read_text().splitlines()
+    host = re.escape(socket.gethostname())
+    assert re.search(rf"worker-\d on {host}, stage start: FileNotFoundError: model folder /nowhere", first)
+    assert any("in prepare" in line for line in traceback)
