@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from evolve.forecast import forecast
+from evolve.machine import this_machine
 from evolve.options import SearchOptions
 from evolve.preflight import inspect, read_search_file
 from evolve.report import text
@@ -15,6 +17,7 @@ def run(options: SearchOptions) -> int:
 
     Raises:
         PreflightError: something is wrong with the input; nothing was written.
+        FleetError: this machine has no room for the workers (nothing was written), or a cluster none.
         EvolveError: the search could not go on; what it found so far is in the storage path.
     """
     content = read_search_file(options.search_file)
@@ -22,6 +25,7 @@ def run(options: SearchOptions) -> int:
     if stages:
         return run_stages(options, stages, text.console())
     ready = inspect(options, content)
+    expected = forecast(ready, options, this_machine())
     storage = StoragePath(options.storage_path)
     with storage.lock():
-        return SearchRun(options, storage, text.console()).run(ready)
+        return SearchRun(options, storage, text.console()).run(ready, expected)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from evolve import initial, outlook
 from evolve.errors import SearchChangedError
 from evolve.export import BestConfig, ExportError, is_written, rescore, write_winner
-from evolve.forecast import Forecast, forecast
+from evolve.forecast import Forecast
 from evolve.frozen_input import keep_search_file
 from evolve.holdout import holdout_rows, run_holdout
 from evolve.journal import Journal, JournalView, read_journal
 from evolve.ledger import choose_winner, is_spent
-from evolve.machine import this_machine
 from evolve.observer import Observer
 from evolve.optimisers import default_popsize
 from evolve.options import SearchOptions
@@ -70,14 +69,13 @@ class SearchRun:
         self._winners = winners
         self._keeps_search_file = keeps_search_file
 
-    def run(self, ready: Ready) -> int:
+    def run(self, ready: Ready, expected: Forecast) -> int:
         """The exit status.
 
         Raises:
             EvolveError: the search could not go on; what it found so far is in the storage path.
         """
         earlier = read_journal(self._storage.journal) if self._storage.journal.exists() else None
-        expected = forecast(ready, self._options, this_machine())
         self._note(*outlook.before_start(ready, self._storage.folder, earlier, expected))
         self._note(*initial.notes(ready.initial))
         if earlier is not None:

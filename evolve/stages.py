@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evolve.errors import EvolveError, PreflightError
+from evolve.forecast import forecast
 from evolve.frozen_input import keep_stages
+from evolve.machine import this_machine
 from evolve.options import SearchOptions
 from evolve.preflight import Ready, inspect, inspect_without_models, max_fevals
 from evolve.report.write import write_report
@@ -102,7 +104,7 @@ class _Stages:
             ready = self._ready(stage)
             winners = earlier_winners(self._storage, self._stages, stage.name)
             run = SearchRun(options, storage, self._console, winners=winners, keeps_search_file=not is_last)
-            status = run.run(ready)
+            status = run.run(ready, forecast(ready, options, this_machine()))
         if not status and is_needed and not storage.final_model.exists():
             raise EvolveError(
                 f"stage {stage.name}: no candidate has a score, so there is no winner for the stages after "

@@ -229,6 +229,15 @@ def test_all_problems_come_in_one_exit(inputs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_machine_without_room_for_the_workers_is_told_before_anything_is_written(
+    inputs: Path, tmp_path: Path
+) -> None:
+    result = search(inputs, tmp_path / "run", tiny.search_text(inputs / "models"), "--num-workers", 9999)
+    assert result.exit_code == 1
+    assert re.search(r"error: 9999 workers do not fit on \d+ cores", result.stderr)
+    assert not (tmp_path / "run").exists()
+
+
 def kept_search(inputs: Path, storage: Path, scored_by: str = "transformers") -> str:
     """A storage path whose search is over the tiny models, with no worker ever started."""
     from genome.frozen import frozen_search_file
