@@ -22,7 +22,7 @@ from typing import IO, Literal
 from torch import Tensor
 
 from merge_engine.compile_kernel import build, compiler
-from merge_engine.kernel_source import FUNCTION
+from merge_engine.kernel_loop import FUNCTION
 from merge_engine.kernel_variants import Variant
 
 CompilePolicy = Literal["auto", "always", "never"]

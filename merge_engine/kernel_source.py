@@ -1,7 +1,7 @@
-"""C++ of a traced kernel: one loop over the elements, of which a compiler makes vector instructions.
+"""C++ of a traced kernel: what it does to an element, in the loop of `kernel_loop`.
 
-What a kernel does to an element is arithmetic, comparisons and choices. Written down in scalar C++ as it was
-traced, a compiler turns that into some 100 instructions for 16 elements; nothing is left to be tuned by hand.
+That is arithmetic, comparisons and choices. Written down in scalar C++ as it was traced, a compiler turns it
+into some 100 instructions for 16 elements; nothing is left to be tuned by hand.
 """
 
 from __future__ import annotations
@@ -13,39 +13,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-FUNCTION = "merge"  # void merge(int32_t count, void* const* tensors)
+from merge_engine.kernel_loop import FLOAT16, HEAD, Table, function_source
 
-_HEAD = """\
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-struct bfloat16 { uint16_t bits; };
-
-static inline float of_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
-static inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
-
-template <typename T> static inline T value(T x) { return x; }
-static inline float value(bfloat16 x) { return of_bits(uint32_t(x.bits) << 16); }
-
-static inline float difference(float x, float factor, float y) {  // x * factor - y, x * factor being exact
-#ifdef FP_FAST_FMAF
-  return std::fma(x, factor, -y);
-#else
-  return x * factor - y;
-#endif
-}
-
-template <typename T, typename V> static inline T stored(V x) { return T(x); }
-template <> inline bfloat16 stored<bfloat16, float>(float x) {  // to nearest, ties to even
-  uint32_t bits = bits_of(x);
-  return {uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)};
-}
-"""
-_FLOAT16 = """
-typedef _Float16 float16;
-static inline float value(float16 x) { return float(x); }
-"""
 _TYPES = {
     torch.float64: "double",
     torch.float32: "float",
@@ -56,15 +25,6 @@ _TYPES = {
     torch.uint8: "uint8_t",
     torch.bool: "bool",
 }
-_LOOP = """
-extern "C" void {function}(int32_t count, void* const* tensors) {{
-{before}
-  for (int32_t i = 0; i < count; ++i) {{
-{each}
-  }}
-}}
-"""
-
 # Operations of torch on the values of their arguments; NaN and zeros of either sign come out as torch's do.
 _EXPRESSIONS: Mapping[str, str] = {
     "add": "{0} + {1}",
@@ -98,7 +58,7 @@ _EXPRESSIONS: Mapping[str, str] = {
 
 
 def kernel_source(graph: Graph) -> str:
-    """The source of `FUNCTION`, which does what ``graph`` does.
+    """The source of `kernel_loop.FUNCTION`, which does what ``graph`` does.
 
     ``graph``: of tensors alone, each a scalar, a table of fixed size, or of the common length N; its last
     operation copies a result to the tensor of length N that it was given second (`compile_kernel.Program`).
@@ -108,9 +68,10 @@ def kernel_source(graph: Graph) -> str:
     for node in graph.nodes:
         writer.add(node)
     dtypes = {node.meta["val"].dtype for node in graph.nodes if _is_tensor(node)}
-    head = _HEAD + (_FLOAT16 if torch.float16 in dtypes else "")
-    lines = {"before": "\n".join(writer.before), "each": "\n".join(writer.each)}
-    return head + _LOOP.format(function=FUNCTION, **lines)
+    out, *inputs = writer.tables
+    in_pairs = all(table.stored == "bfloat16" for table in writer.tables)
+    function = function_source(writer.before, writer.each, out, inputs, in_pairs=in_pairs)
+    return HEAD + (FLOAT16 if torch.float16 in dtypes else "") + function
 
 
 class _Writer:
@@ -119,14 +80,18 @@ class _Writer:
     def __init__(self) -> None:
         self.before: list[str] = []
         self.each: list[str] = []
+        self.tables: list[Table] = []  # of the common length: the result, then the inputs
         self._values: dict[Node, str] = {}
-        self._tables: dict[Node, str] = {}  # pointers to the tensors that were given
+        self._pointers: dict[Node, str] = {}  # to the tensors that were given
 
     def add(self, node: Node) -> None:
         if node.op == "placeholder":
             self._take(node)
         elif node.op == "call_function" and _is_tensor(node):
             name = _operation(node)
+            if name == "copy_":
+                self._return(node)
+                return
             special = _SPECIAL.get(name.removesuffix("_") if not name.endswith("__") else name)
             value = special(self, node) if special else self._plain(node, name)
             self._name(node, value)
@@ -135,14 +100,18 @@ class _Writer:
 
     def _take(self, node: Node) -> None:
         tensor = node.meta["val"]
-        pointer, number = f"t{len(self._tables)}", len(self._tables)
-        kind = _TYPES[tensor.dtype] if number == 1 else f"const {_TYPES[tensor.dtype]}"
+        pointer, number = f"t{len(self._pointers)}", len(self._pointers)
+        stored = _TYPES[tensor.dtype]
+        kind = stored if number == 1 else f"const {stored}"
         self.before.append(f"  {kind}* __restrict {pointer} = static_cast<{kind}*>(tensors[{number}]);")
-        self._tables[node] = pointer
+        self._pointers[node] = pointer
+        if number == 1 or _is_long(node):
+            value, size = _kind(tensor.dtype), tensor.dtype.itemsize
+            self.tables.append(Table(name=pointer, stored=stored, value=value, item_bytes=size))
         if number != 1 and tensor.dim() == 0:
             self._name(node, f"value({pointer}[0])")
         elif number != 1 and _is_long(node):
-            self._name(node, f"value({pointer}[i])")
+            self._name(node, f"x_{pointer}")
 
     def _plain(self, node: Node, name: str) -> str:
         plain = name if name in _EXPRESSIONS else name.removesuffix("_")
@@ -174,11 +143,11 @@ class _Writer:
 
     def select(self, node: Node) -> str:
         table, _, index = node.args
-        return f"value({self._tables[table]}[{index}])"  # type: ignore[index]
+        return f"value({self._pointers[table]}[{index}])"  # type: ignore[index]
 
     def index_select(self, node: Node) -> str:
         table, _, indices = node.args
-        return f"value({self._tables[table]}[{self._values[indices]}])"  # type: ignore[index]
+        return f"value({self._pointers[table]}[{self._values[indices]}])"  # type: ignore[index]
 
     def arange(self, node: Node) -> str:
         if len(node.args) != 1:
@@ -201,13 +170,10 @@ class _Writer:
             return value
         return "{1} < {0} ? {1} : {0}".format(value, _literal(limits["max"], dtype))
 
-    def copy(self, node: Node) -> str:
-        target, result = node.args[:2]
-        dtype = node.meta["val"].dtype
-        kind = _TYPES[dtype]
-        value = f"{_kind(dtype)}({self._values[result]})"  # type: ignore[index]
-        self.each.append(f"    {self._tables[target]}[i] = stored<{kind}>({value});")  # type: ignore[index]
-        return value
+    def _return(self, node: Node) -> None:
+        """The end: what is copied to the result."""
+        value = f"{_kind(node.meta['val'].dtype)}({self._values[node.args[1]]})"  # type: ignore[index]
+        self.each.append(f"    return {value};")
 
 
 _SPECIAL: Mapping[str, Callable[[_Writer, Node], str]] = {
@@ -216,7 +182,6 @@ _SPECIAL: Mapping[str, Callable[[_Writer, Node], str]] = {
     "arange": _Writer.arange,
     "to": _Writer.to,
     "clamp": _Writer.clamp,
-    "copy": _Writer.copy,
 }
 
 
