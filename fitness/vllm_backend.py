@@ -74,7 +74,11 @@ class VllmBackend:
             trust_remote_code=trust_remote_code,
         )
         check_reload(
-            self._engine, folder, architecture=_architecture(config), vocab_size=self._suite.vocab_size
+            self._engine,
+            folder,
+            architecture=_architecture(config),
+            vocab_size=self._suite.vocab_size,
+            longest_tokens=self._suite.longest_tokens,
         )
         self._loaded = False
 

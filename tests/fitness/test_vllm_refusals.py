@@ -25,6 +25,7 @@ class FakeEngine:
         self._faulty = faulty
         self._loads = 0
         self._held = 1.0
+        self.longest_tokens = 0
 
     def load(self, stream: Iterable[tuple[str, Any]]) -> None:
         self._loads += 1
@@ -33,18 +34,36 @@ class FakeEngine:
             self._held = float(total > 0) + 0.1 * self._loads * (self._faulty == "wears out")
 
     def generate(self, requests: list[Any], stop_ids: list[Any]) -> list[list[float]]:
+        self._note(len(request.prompt) + request.max_new_tokens for request in requests)
         return [[self._held]] * len(requests)
 
     def likelihoods(self, windows: list[Any]) -> list[float]:
+        self._note(len(window.prefix) + len(window.target) for window in windows)
         return [self._held] * len(windows)
 
+    def _note(self, lengths: Iterable[int]) -> None:
+        self.longest_tokens = max(self.longest_tokens, *lengths)
 
-def check(faulty: str, folder: Path) -> None:
-    check_reload(FakeEngine(faulty), folder, architecture="TinyForCausalLM", vocab_size=32)  # type: ignore[arg-type]
+
+def check(faulty: str, folder: Path, longest_tokens: int = 20) -> FakeEngine:
+    engine = FakeEngine(faulty)
+    check_reload(
+        engine,  # type: ignore[arg-type]
+        folder,
+        architecture="TinyForCausalLM",
+        vocab_size=32,
+        longest_tokens=longest_tokens,
+    )
+    return engine
 
 
 def test_an_engine_that_takes_weights_passes(model_folder: Path) -> None:
     check("", model_folder)
+
+
+@pytest.mark.parametrize("tokens", [2, 7, 13, 20, 4096])
+def test_the_check_asks_no_longer_texts_than_the_suite(tokens: int, model_folder: Path) -> None:
+    assert check("", model_folder, tokens).longest_tokens == min(tokens, 20)
 
 
 @pytest.mark.parametrize(
