@@ -123,7 +123,7 @@ def test_what_a_model_needs_follows_from_its_tensors_and_its_config() -> None:
     settings = VllmSettings(tensor_parallel_size=2, max_num_seqs=5)
     need = Need.of(shapes, config, settings, weight_bytes=2, longest_tokens=128, merge_bytes=7)
     cache = 2 * 3 * 8 * 2 * 256  # keys and values, layers, their size, bytes, tokens in whole blocks
-    assert need == Need(weights=264, swap=4 * 512, merge=7, sequence=cache // 2, sequences=5)
+    assert need == Need(weights=264, swap=6 * 512, merge=7, sequence=cache // 2, sequences=5)
 
 
 def test_without_a_gpu_the_cache_takes_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
