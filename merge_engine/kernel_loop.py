@@ -18,7 +18,7 @@ HEAD = """\
 #include <cstring>
 
 struct bfloat16 { uint16_t bits; };
-typedef uint32_t __attribute__((may_alias, aligned(2))) pair;  // of bfloat16
+typedef uint32_t __attribute__((aligned(2))) pair;  // of bfloat16; may_alias would tie it to every table
 
 static inline float of_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 static inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
