@@ -226,38 +226,30 @@ def test_killed_in_each_stage_and_moved_the_search_ends_as_if_nothing_had_happen
     data = search_file(place, candidates=(60, 60))
     (place / "search.yml").write_text(yaml.safe_dump(data), encoding="utf-8")
     straight, killed = StoragePath(place / "straight"), StoragePath(place / "killed")
-    undisturbed = driver(place, "straight")  # meanwhile, as most of this is starting up
+    finish(driver(place, "straight"))
     kill_after(place, "killed", killed.stage("first").journal, 20)
     kill_after(place, "killed", killed.journal, 10)
-    finish(undisturbed)
     first = killed.stage("first").journal.read_bytes()
     assert len(read_journal(killed.journal).candidates) < 60, "the kill was meant to come in the middle"
-    before_names = StoragePath(Path(shutil.copytree(killed.folder, place / "before-names")))
-    name_by_folder(before_names)
+    before_names = Path(shutil.copytree(killed.folder, place / "before-names"))
     killed = StoragePath(killed.folder.rename(place / "moved"))
-    for process in [driver(place, "moved"), driver(place, "before-names")]:
-        finish(process)
+    finish(driver(place, "moved"))
     assert killed.stage("first").journal.read_bytes() == first, "a closed stage is left alone"
     assert content(killed, ("first",)) == content(straight, ("first",))
     assert (killed.final_model / TENSORS).read_bytes() == (straight.final_model / TENSORS).read_bytes()
-    check_old_journal(before_names, straight)
+    check_old_journal(place, StoragePath(before_names), straight)
     check_results(place, straight)
 
 
-FOLDER = "/then/run/stages/first/final_model"
-
-
-def name_by_folder(storage: StoragePath) -> None:
-    """Make of a journal one that names a winner by the folder where it lay, wherever that was."""
+def check_old_journal(place: Path, storage: StoragePath, straight: StoragePath) -> None:
+    """A journal that names a winner by the folder where it lay, wherever that was, goes on with that name."""
+    folder = "/then/run/stages/first/final_model"
     text = storage.journal.read_text(encoding="utf-8")
     assert "winner:first" in text
-    storage.journal.write_text(text.replace("winner:first", FOLDER), encoding="utf-8")
-
-
-def check_old_journal(storage: StoragePath, straight: StoragePath) -> None:
-    """It went on with that name."""
+    storage.journal.write_text(text.replace("winner:first", folder), encoding="utf-8")
+    finish(driver(place, storage.folder.name))
     held = content(storage, ("first",))
-    found = [sorted(line.replace(FOLDER, "winner:first") for line in lines) for lines in held]
+    found = [sorted(line.replace(folder, "winner:first") for line in lines) for lines in held]
     assert found == content(straight, ("first",))
     ours, theirs = (path.best_config.read_text(encoding="utf-8") for path in (storage, straight))
     assert ours.partition("\n")[2] == theirs.partition("\n")[2], "all but the candidate's name"
