@@ -22,7 +22,7 @@ def connect(address: str | None, num_workers: int | None) -> bool:
         whether it is ours: started here, to be stopped by `disconnect`.
 
     Raises:
-        FleetError: no cluster answers at ``address``.
+        FleetError: no cluster answers at ``address``, or none could be started.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -40,13 +40,18 @@ def connect(address: str | None, num_workers: int | None) -> bool:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise FleetError(f"no Ray cluster answers at {address}: {error}") from error
         return False
-    ray.init(
-        address="local",
-        num_cpus=max(_cores(), num_workers or 1),
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        **quiet,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(_cores(), num_workers or 1),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    except Exception as error:  # of no more special class where this machine is too busy
+        raise FleetError(
+            f"Ray did not start on this machine: {error}; start the same command again when it is less busy"
+        ) from error
     return True
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -162,3 +164,14 @@ def test_a_cluster_that_is_not_there_is_told_without_waiting_for_ray() -> None:
         connect(f"127.0.0.1:{port}", None)
     with pytest.raises(FleetError, match=r"no Ray cluster answers at 127\.0\.0\.1:99999"):
         connect("127.0.0.1:99999", None)
+
+
+def test_a_machine_too_busy_for_ray_to_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=time_out)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(FleetError, match=r"Ray did not start on this machine: The current node timed out"):
+        connect(None, 1)
