@@ -1,7 +1,8 @@
 """Lengths and angles of the vectors that a tensor of each model holds: all of it as one, or each of its rows.
 
-Products of numbers of 16 bits are exact in float32. Blocks of them are added up there by one thread, blocks
-in float64; of float32 numbers everything is formed in float64. Sums do not depend on the number of threads.
+Products of numbers of 16 bits are exact in float32. Each block of them is added up there by one thread, and
+the blocks in their order in float64; of float32 numbers everything is formed in float64. So sums do not
+depend on the number of threads.
 Suffixes: M models, N elements, L vectors of each tensor: 1 (the whole), its rows, or its columns.
 """
 
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from merge_engine.methods.rounding import read
 from merge_engine.methods.task_vectors import task_vector
+from merge_engine.threads import mapped
 
 # What one vector is: the whole tensor, a run along the last dimension, or one along the first.
 Along: TypeAlias = Literal["whole", "last", "first"]
 
 _BLOCK_ELEMENTS = 2**15  # torch sums so many in one thread, and what is formed of them stays in the cache
+_BATCH_BLOCKS = 256  # whose sums may wait to be added up
 
 
 def vector_count(shape: tuple[int, ...], along: Along) -> int:
@@ -45,6 +48,23 @@ def held(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x``, float64, rounded to what ``dtype`` holds; what is beyond its range stays as it is."""
     rounded = x.to(dtype).to(torch.float64)
     return torch.where(rounded.isfinite(), rounded, x)
+
+
+def angle_cosine(x_N: Tensor, y_N: Tensor, dtype: torch.dtype) -> float:
+    """Cosine of the angle between two tensors as read in ``dtype``, formed in float64.
+
+    Zero tensors count as orthogonal to everything.
+    """
+
+    def products(start: int) -> tuple[float, float, float]:
+        x = read(x_N[start : start + _BLOCK_ELEMENTS], dtype).double()
+        y = read(y_N[start : start + _BLOCK_ELEMENTS], dtype).double()
+        return float((x * x).sum()), float((y * y).sum()), float((x * y).sum())
+
+    found = mapped(products, range(0, x_N.numel(), _BLOCK_ELEMENTS))
+    xx, yy, xy = (math.fsum(column) for column in zip(*found, strict=True)) if found else (0.0, 0.0, 0.0)
+    norms = math.sqrt(xx) * math.sqrt(yy)
+    return xy / norms if norms > 0.0 else 0.0
 
 
 class Geometry:
@@ -155,12 +175,18 @@ class Geometry:
     def _sums(self, along: Along, count: int, terms: Callable[[slice], list[Tensor]]) -> list[Tensor]:
         """The sums over each vector, float64 of shape (L,), of the ``count`` tensors that ``terms`` gives."""
         width = self._width(along)
+
+        def of_block(where: slice) -> list[Tensor]:
+            tables = [term_N.view((1, -1) if along == "whole" else (-1, width)) for term_N in terms(where)]
+            return [_sum(table, 0 if along == "first" else 1) for table in tables]
+
         sums = [torch.zeros(vector_count(self._shape, along), dtype=torch.float64) for _ in range(count)]
-        for where in self._blocks(width):
-            part = slice(where.start // width, where.stop // width) if along == "last" else slice(None)
-            for sum_L, term_N in zip(sums, terms(where), strict=True):
-                table = term_N.view((1, -1) if along == "whole" else (-1, width))
-                sum_L[part] += _sum(table, 0 if along == "first" else 1)
+        blocks = self._blocks(width)
+        while batch := list(itertools.islice(blocks, _BATCH_BLOCKS)):
+            for where, found in zip(batch, mapped(of_block, batch), strict=True):
+                part = slice(where.start // width, where.stop // width) if along == "last" else slice(None)
+                for sum_L, block_L in zip(sums, found, strict=True):
+                    sum_L[part] += block_L
         return sums
 
     def _width(self, along: Along) -> int:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from merge_engine.counting import Counter, Differences
-from merge_engine.geometry import Along, Geometry
+from merge_engine.geometry import Along, Geometry, angle_cosine
 from merge_engine.importance import Importance, importance
 from merge_engine.magnitudes import Kept, MagnitudeIndex
 from merge_engine.methods.random_field import field_key, field_N
-from merge_engine.methods.rounding import MODERATE_BIN, MODERATE_PARAMETER, read
+from merge_engine.methods.rounding import MODERATE_BIN, MODERATE_PARAMETER
 from merge_engine.methods.sce import variance
 from merge_engine.overlap import Overlap, overlaps
 from merge_engine.plan import TensorJob, TensorRef
@@ -24,9 +24,6 @@ from merge_engine.selection import Selection, SelectionIndex
 from merge_engine.source_tensors import SourceTensors
 from merge_engine.tensor_files import MERGE_DTYPES
 
-_SUM_ELEMENTS = (
-    2**15
-)  # torch sums so many in one thread, so the result does not depend on the number of threads
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
@@ -148,7 +145,7 @@ class Preparation:
         """Cosine of the angle between two tensors, as read in ``dtype``."""
         tensor = self.sources.tensor
         return _found(
-            self._cosines, (source, base, dtype), lambda: _cosine(tensor(source), tensor(base), dtype)
+            self._cosines, (source, base, dtype), lambda: angle_cosine(tensor(source), tensor(base), dtype)
         )
 
     def task_vector(self, source: TensorRef, base: TensorRef, dtype: torch.dtype, where: slice) -> Tensor:
@@ -285,16 +282,3 @@ class JobInputs:
     def mean_cosine(self, along: Along) -> Tensor:
         what = ("mean cosine", along)
         return self.preparation.geometry(self.job, what, lambda found: found.mean_cosine(along))
-
-
-def _cosine(x_N: Tensor, y_N: Tensor, dtype: torch.dtype) -> float:
-    """Zero tensors count as orthogonal to everything."""
-    xx, yy, xy = [], [], []
-    for start in range(0, x_N.numel(), _SUM_ELEMENTS):
-        x = read(x_N[start : start + _SUM_ELEMENTS], dtype).double()
-        y = read(y_N[start : start + _SUM_ELEMENTS], dtype).double()
-        xx.append(float((x * x).sum()))
-        yy.append(float((y * y).sum()))
-        xy.append(float((x * y).sum()))
-    norms = math.sqrt(math.fsum(xx)) * math.sqrt(math.fsum(yy))
-    return math.fsum(xy) / norms if norms > 0.0 else 0.0
