@@ -1,8 +1,7 @@
 """Lengths and angles of the vectors that a tensor of each model holds: all of it as one, or each of its rows.
 
-Products of numbers of 16 bits are exact in float32. Each block of them is added up there by one thread, and
-the blocks in their order in float64; of float32 numbers everything is formed in float64. So sums do not
-depend on the number of threads.
+Products of numbers of 16 bits are exact in float32. Blocks of them are added up there by one thread, blocks
+in float64; of float32 numbers everything is formed in float64. Sums do not depend on the number of threads.
 Suffixes: M models, N elements, L vectors of each tensor: 1 (the whole), its rows, or its columns.
 """
 
@@ -18,13 +17,12 @@ from torch import Tensor
 
 from merge_engine.methods.rounding import read
 from merge_engine.methods.task_vectors import task_vector
-from merge_engine.threads import mapped
 
 # What one vector is: the whole tensor, a run along the last dimension, or one along the first.
 Along: TypeAlias = Literal["whole", "last", "first"]
 
-_BLOCK_ELEMENTS = 2**15  # torch sums so many in one thread, and what is formed of them stays in the cache
-_BATCH_BLOCKS = 256  # whose sums may wait to be added up
+_SUM_ELEMENTS = 2**15  # torch sums so many in one thread,
+_BLOCK_ELEMENTS = 2**17  # and what is formed of so many, by all threads, stays in the cache
 
 
 def vector_count(shape: tuple[int, ...], along: Along) -> int:
@@ -56,15 +54,15 @@ def angle_cosine(x_N: Tensor, y_N: Tensor, dtype: torch.dtype) -> float:
     Zero tensors count as orthogonal to everything.
     """
 
-    def products(start: int) -> tuple[float, float, float]:
-        x = read(x_N[start : start + _BLOCK_ELEMENTS], dtype).double()
-        y = read(y_N[start : start + _BLOCK_ELEMENTS], dtype).double()
-        return float((x * x).sum()), float((y * y).sum()), float((x * y).sum())
-
-    found = mapped(products, range(0, x_N.numel(), _BLOCK_ELEMENTS))
-    xx, yy, xy = (math.fsum(column) for column in zip(*found, strict=True)) if found else (0.0, 0.0, 0.0)
-    norms = math.sqrt(xx) * math.sqrt(yy)
-    return xy / norms if norms > 0.0 else 0.0
+    xx, yy, xy = [], [], []
+    for start in range(0, x_N.numel(), _SUM_ELEMENTS):
+        x = read(x_N[start : start + _SUM_ELEMENTS], dtype).double()
+        y = read(y_N[start : start + _SUM_ELEMENTS], dtype).double()
+        xx.append(float((x * x).sum()))
+        yy.append(float((y * y).sum()))
+        xy.append(float((x * y).sum()))
+    norms = math.sqrt(math.fsum(xx)) * math.sqrt(math.fsum(yy))
+    return math.fsum(xy) / norms if norms > 0.0 else 0.0
 
 
 class Geometry:
@@ -115,7 +113,7 @@ class Geometry:
         Vectors of length 0 are orthogonal to everything. Steps are rounded to the dtype where it holds them;
         products of elements only where they are few: over a long tensor that makes no difference.
         """
-        is_long = along == "whole" and math.prod(self._shape) > _BLOCK_ELEMENTS
+        is_long = along == "whole" and math.prod(self._shape) > _SUM_ELEMENTS
         product = torch.mul if is_long else self._product
         products_LMM = self._products(along, self._vectors, product)
         norms_LM = held(products_LMM.diagonal(dim1=1, dim2=2).sqrt(), self._dtype)
@@ -175,18 +173,14 @@ class Geometry:
     def _sums(self, along: Along, count: int, terms: Callable[[slice], list[Tensor]]) -> list[Tensor]:
         """The sums over each vector, float64 of shape (L,), of the ``count`` tensors that ``terms`` gives."""
         width = self._width(along)
-
-        def of_block(where: slice) -> list[Tensor]:
-            tables = [term_N.view((1, -1) if along == "whole" else (-1, width)) for term_N in terms(where)]
-            return [_sum(table, 0 if along == "first" else 1) for table in tables]
-
         sums = [torch.zeros(vector_count(self._shape, along), dtype=torch.float64) for _ in range(count)]
-        blocks = self._blocks(width)
-        while batch := list(itertools.islice(blocks, _BATCH_BLOCKS)):
-            for where, found in zip(batch, mapped(of_block, batch), strict=True):
-                part = slice(where.start // width, where.stop // width) if along == "last" else slice(None)
-                for sum_L, block_L in zip(sums, found, strict=True):
-                    sum_L[part] += block_L
+        for where in self._blocks(along, width):
+            part = slice(where.start // width, where.stop // width) if along == "last" else slice(None)
+            for sum_L, term_N in zip(sums, terms(where), strict=True):
+                if along == "whole":
+                    sum_L += math.fsum(float(piece_N.sum()) for piece_N in torch.split(term_N, _SUM_ELEMENTS))
+                else:
+                    sum_L[part] += _sum(term_N.view(-1, width), 0 if along == "first" else 1)
         return sums
 
     def _width(self, along: Along) -> int:
@@ -195,15 +189,15 @@ class Geometry:
             return 1
         return self._shape[-1] if along == "last" else vector_count(self._shape, "first")
 
-    def _blocks(self, width: int) -> Iterator[slice]:
+    def _blocks(self, along: Along, width: int) -> Iterator[slice]:
         """Blocks of whole rows of ``width`` elements that cover the tensor; none of an empty one."""
         elements = math.prod(self._shape)
-        step = max(_BLOCK_ELEMENTS // max(width, 1), 1) * width
+        step = _BLOCK_ELEMENTS if along == "whole" else max(_SUM_ELEMENTS // max(width, 1), 1) * width
         for start in range(0, elements, max(step, 1)):
             yield slice(start, min(start + step, elements))
 
 
 def _sum(table: Tensor, axis: int) -> Tensor:
-    if table.numel() <= _BLOCK_ELEMENTS:
+    if table.numel() <= _SUM_ELEMENTS:
         return table.sum(dim=axis).to(torch.float64)
     return torch.from_numpy(table.to(torch.float64).numpy().sum(axis=axis))  # numpy adds in one thread
