@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.threads import one_thread
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 :=?+\n"
@@ -116,12 +118,8 @@ def _datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny models run a hundred times slower with more threads than idle cores."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
