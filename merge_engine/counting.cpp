@@ -1,31 +1,12 @@
 // Counts of the magnitudes of x - y, or of x alone where y is null, as a merge dtype forms them.
 // A bin is the upper half of a magnitude as fp32: 2^15 of them, and one magnitude each in bfloat16.
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+// What it knows of numbers is kernel_loop.HEAD, which comes before it.
 #include <type_traits>
 
 namespace {
 
-struct bfloat16 { uint16_t bits; };
-
-inline float of_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
-inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
-
-inline float value(float x) { return x; }
-inline float value(bfloat16 x) { return of_bits(uint32_t(x.bits) << 16); }
-
-// x rounded to T, to nearest, ties to even.
-template <typename T> float held(float x) { return float(T(x)); }
-template <> float held<bfloat16>(float x) {
-  const uint32_t bits = bits_of(x);
-  return of_bits((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000);
-}
-
-#ifdef __FLT16_MAX__
-typedef _Float16 float16;
-inline float value(float16 x) { return float(x); }
-#endif
+// x as T holds it.
+template <typename T> float held(float x) { return value(stored<T>(x)); }
 
 // T, the merge dtype, holds x and y before and after the subtraction.
 template <typename S, typename T, bool two> struct Magnitudes {

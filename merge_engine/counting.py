@@ -23,6 +23,7 @@ from torch import Tensor
 from merge_engine.cache_folder import cache_folder
 from merge_engine.compile_kernel import compile_library
 from merge_engine.kernel_library import CompilePolicy, is_ours
+from merge_engine.kernel_loop import HEAD
 from merge_engine.kernel_variants import processor
 from merge_engine.methods.task_vectors import task_vector
 from merge_engine.threads import mapped
@@ -34,7 +35,6 @@ COMPILED_FROM_ELEMENTS = 2**20  # compiling takes a second, once; numpy counts s
 Where: TypeAlias = "slice | Tensor"
 _BLOCK_ELEMENTS = 2**20
 _CODES = {torch.bfloat16: 0, torch.float32: 1, torch.float16: 2}
-_SOURCE = Path(__file__).with_name("counting.cpp")
 _log = logging.getLogger(__name__)
 
 
@@ -134,7 +134,7 @@ class _Library:
         try:
             if worth and not file.is_file():
                 file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                compile_library(_SOURCE.read_text(encoding="utf-8"), file)
+                compile_library(_source(), file)
             if file.is_file() and is_ours(file):
                 self._functions = _declared(ctypes.CDLL(str(file)))
         except (OSError, RuntimeError) as error:
@@ -142,10 +142,14 @@ class _Library:
             _log.info("counting.cpp could not be compiled: %s; numpy counts more slowly", error)
 
 
+def _source() -> str:
+    return HEAD + Path(__file__).with_name("counting.cpp").read_text(encoding="utf-8")
+
+
 @functools.cache
 def _file_name() -> str:
     """Another one where code or processor differ."""
-    code = _SOURCE.read_bytes() + processor().encode()
+    code = (_source() + processor()).encode()
     return f"counting-{hashlib.blake2b(code, digest_size=16).hexdigest()}.so"
 
 

@@ -53,7 +53,6 @@ def angle_cosine(x_N: Tensor, y_N: Tensor, dtype: torch.dtype) -> float:
 
     Zero tensors count as orthogonal to everything.
     """
-
     xx, yy, xy = [], [], []
     for start in range(0, x_N.numel(), _SUM_ELEMENTS):
         x = read(x_N[start : start + _SUM_ELEMENTS], dtype).double()

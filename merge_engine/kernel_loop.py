@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 FUNCTION = "merge"  # void merge(int32_t count, void* const* tensors)
 
+# What C++ here knows of numbers; `counting.cpp` begins with it, too.
 HEAD = """\
 #include <cmath>
 #include <cstdint>
@@ -48,10 +49,11 @@ static inline float second_of(pair x) { return of_bits(x & 0xFFFF0000u); }
 static inline pair paired(float first, float second) {
   return rounded_bits(first) >> 16 | (rounded_bits(second) & 0xFFFF0000u);
 }
-"""
-FLOAT16 = """
+
+#ifdef __FLT16_MAX__
 typedef _Float16 float16;
 static inline float value(float16 x) { return float(x); }
+#endif
 """
 _FUNCTION = """
 extern "C" void {function}(int32_t count, void* const* tensors) {{

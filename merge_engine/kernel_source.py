@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from merge_engine.kernel_loop import FLOAT16, HEAD, Table, function_source
+from merge_engine.kernel_loop import HEAD, Table, function_source
 
 _TYPES = {
     torch.float64: "double",
@@ -67,11 +67,9 @@ def kernel_source(graph: Graph) -> str:
     writer = _Writer()
     for node in graph.nodes:
         writer.add(node)
-    dtypes = {node.meta["val"].dtype for node in graph.nodes if _is_tensor(node)}
     out, *inputs = writer.tables
     in_pairs = all(table.stored == "bfloat16" for table in writer.tables)
-    function = function_source(writer.before, writer.each, out, inputs, in_pairs=in_pairs)
-    return HEAD + (FLOAT16 if torch.float16 in dtypes else "") + function
+    return HEAD + function_source(writer.before, writer.each, out, inputs, in_pairs=in_pairs)
 
 
 class _Writer:
