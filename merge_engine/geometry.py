@@ -91,8 +91,15 @@ class Geometry:
         """Cosine of the angle between the vectors of two models, float64 of shape (L,).
 
         Vectors are divided by their lengths, but by no less than ``least_norm``; elements and their products
-        are rounded to the dtype, as the ecosystem's merges do it.
+        are rounded to the dtype, as the ecosystem's merges do it. A long tensor is read once, its elements are
+        not rounded: over many that makes no difference, unless most are too small for float16.
         """
+        if self._is_long(along) and self._dtype != torch.float16:
+            products_LMM = self._products(along, self._vectors)
+            if bool(products_LMM.isfinite().all()):
+                norms_LM = products_LMM.diagonal(dim1=1, dim2=2).sqrt().clamp(min=least_norm)
+                lengths_L = held(norms_LM, self._dtype).prod(dim=1)
+                return held(products_LMM[:, 0, 1] / lengths_L, self._dtype).clamp(-1.0, 1.0)
         norms = [
             held(norm_L.clamp(min=least_norm), self._dtype).to(self._wide) for norm_L in self._norms(along)
         ]
@@ -112,8 +119,7 @@ class Geometry:
         Vectors of length 0 are orthogonal to everything. Steps are rounded to the dtype where it holds them;
         products of elements only where they are few: over a long tensor that makes no difference.
         """
-        is_long = along == "whole" and math.prod(self._shape) > _SUM_ELEMENTS
-        product = torch.mul if is_long else self._product
+        product = torch.mul if self._is_long(along) else self._product
         products_LMM = self._products(along, self._vectors, product)
         norms_LM = held(products_LMM.diagonal(dim1=1, dim2=2).sqrt(), self._dtype)
         cosines = []
@@ -181,6 +187,9 @@ class Geometry:
                 else:
                     sum_L[part] += _sum(term_N.view(-1, width), 0 if along == "first" else 1)
         return sums
+
+    def _is_long(self, along: Along) -> bool:
+        return along == "whole" and math.prod(self._shape) > _SUM_ELEMENTS
 
     def _width(self, along: Along) -> int:
         """Of how many elements the rows are into which blocks are laid out."""

@@ -68,6 +68,21 @@ class TestGeometry:
         pair = geometry_of(sources[:2], base if based else None).cosine(along, 1e-7)
         torch.testing.assert_close(pair, cosines[0], rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, F32])
+    @pytest.mark.parametrize("scale", [1e-3, 1.0])
+    @pytest.mark.parametrize("common", [0.0, 0.7, 20.0])
+    def test_long_tensors_need_no_rounding_of_elements(
+        self, dtype: torch.dtype, scale: float, common: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sources = [(scale * x).to(dtype) for x in tensors(2, (400, 300), common=common)]
+        once = geometry_of(sources).cosine("whole", 1e-7)
+        monkeypatch.setattr(geometry, "_SUM_ELEMENTS", 2**20)
+        each = geometry_of(sources).cosine("whole", 1e-7)
+        torch.testing.assert_close(once, each, rtol=torch.finfo(dtype).eps, atol=2e-5)
+        # lengths are rounded to the dtype before the vectors are divided by them
+        exact = torch.cosine_similarity(*(vectors(source, "whole") for source in sources))
+        torch.testing.assert_close(once, exact, rtol=2 * torch.finfo(dtype).eps, atol=2e-5)
+
     @pytest.mark.parametrize("along", ALONG)
     def test_blocks_do_not_show(self, along: Along, monkeypatch: pytest.MonkeyPatch) -> None:
         made = geometry_of(tensors(2))
