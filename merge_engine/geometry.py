@@ -91,8 +91,8 @@ class Geometry:
         """Cosine of the angle between the vectors of two models, float64 of shape (L,).
 
         Vectors are divided by their lengths, but by no less than ``least_norm``; elements and their products
-        are rounded to the dtype, as the ecosystem's merges do it. A long tensor is read once, its elements are
-        not rounded: over many that makes no difference, unless most are too small for float16.
+        are rounded to the dtype, as the ecosystem's merges do it. A long tensor is read once and its elements
+        are not rounded: over many that makes no difference, unless most are too small for float16.
         """
         if self._is_long(along) and self._dtype != torch.float16:
             products_LMM = self._products(along, self._vectors)
