@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from merge_engine import groups, kernel_library, runner
+from merge_engine import compile_kernel, groups, kernel_library, runner
 from merge_engine.engine import Engine
 from merge_engine.kernel_library import KernelLibrary, has_compiler
 from merge_engine.kernel_variants import Variant, example, flatten, nested
@@ -51,6 +52,41 @@ def test_compiled_kernels_give_the_bits_of_eager_ones(
     }
     job = recipe(method, models, dtype=dtype, **extra)
     assert same(merged(Engine(compile="always"), job), merged(Engine(compile="never"), job))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("g++" not in (compile_kernel.compiler() or ""), reason="asks g++ what it did")
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "breadcrumbs", "della", "sce", "ram"])
+def test_loops_over_many_models_become_vectors(
+    tmp_path: Path, everything_long: None, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    sources: list[str] = []
+
+    def compile_library(source: str, library: Path) -> None:
+        sources.append(source)
+        build(source, library)
+
+    build = compile_kernel.compile_library
+    monkeypatch.setattr(compile_kernel, "compile_library", compile_library)
+    merged(Engine(compile="always"), recipe(method, toy.family(tmp_path, sources="abcdefghijklmnop")))
+    assert sources
+    for source in sources:
+        start, stop = (
+            source[: source.index(text)].count("\n") + 1
+            for text in ("const int32_t to = from", "i = count & ~1" if "pair*" in source else "\n  }\n}")
+        )
+        done = _vectorised(source, tmp_path)
+        assert any(start < line <= stop for line in done), f"lines {start} to {stop}, not {done}"
+
+
+def _vectorised(source: str, folder: Path) -> list[int]:
+    """Lines of C++ at which there are loops that g++ turns into vectors."""
+    found = compile_kernel.compiler()
+    assert found is not None
+    command = [found, "-x", "c++", "-std=c++17", "-O3", "-w", "-march=native", *compile_kernel.EXACT]
+    command += ["-fopt-info-vec-optimized", "-S", "-o", str(folder / "kernel.s"), "-"]
+    done = subprocess.run(command, input=source, text=True, capture_output=True, check=True)
+    return [int(line.split(":")[1]) for line in done.stderr.splitlines() if "loop vectorized" in line]
 
 
 @pytest.mark.slow

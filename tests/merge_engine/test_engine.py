@@ -33,7 +33,7 @@ def recipe(method: str, models: list[str], *, dtype: str = "bfloat16", **paramet
     own = {"weight": (0.3, 0.5, 0.45), "density": (0.3, 0.5, 0.7), "scale": (0.7,)}
     known = {name: values for name, values in own.items() if METHODS[method].parameter(name)}
     entries = [
-        {"model": source, "parameters": {name: values[i] for name, values in known.items()}}
+        {"model": source, "parameters": {name: values[i % len(values)] for name, values in known.items()}}
         for i, source in enumerate(sources)
     ]
     if METHODS[method].parameter("t"):
