@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from evolve.errors import FleetError
@@ -63,19 +64,21 @@ def forecast(ready: Ready, options: SearchOptions, machine: Machine) -> Forecast
     on_gpu = bool(machine.gpus) and options.num_gpus != 0
     gpu_bytes = machine.gpus[0].memory_bytes // options.workers_per_gpu if on_gpu else 0
     memory_bytes = gpu_bytes if on_gpu else machine.free_bytes
-    bits = options.bits
-    least = need(model, work, backend=backend, on_gpu=on_gpu, memory_bytes=memory_bytes, rows=1, bits=bits)
+    size = partial(
+        need, model, work, backend=backend, on_gpu=on_gpu, bits=options.bits, processes=ready.processes
+    )
+    least = size(memory_bytes=memory_bytes, rows=1)
     workers, threads = None, 1
     if (options.ray_address or os.environ.get("RAY_ADDRESS")) is None:
         workers, threads = _workers(ready, options, machine, least)
         memory_bytes = memory_bytes if on_gpu else memory_bytes // workers
-    rows = options.batch_size
-    full = need(model, work, backend=backend, on_gpu=on_gpu, memory_bytes=memory_bytes, rows=rows, bits=bits)
-    device, speed = _speed(machine, on_gpu, threads)
+    full = size(memory_bytes=memory_bytes, rows=options.batch_size)
+    device, speed = _speed(machine, on_gpu, threads, ready.processes)
+    merges = 1 if on_gpu else ready.processes
     return Forecast(
         need=full,
         least_bytes=least.host_bytes,
-        duration=duration(model, work, full.rows, speed),
+        duration=duration(model, work, full.rows, speed, merges=merges),
         work=work,
         workers=workers,
         device=device,
@@ -96,9 +99,9 @@ def _workers(ready: Ready, options: SearchOptions, machine: Machine, least: Need
     )
     share = plan_share(
         [node],
-        num_workers=options.wanted_workers,
+        num_workers=options.wanted_workers(ready.processes),
         device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
-        gpus_per_worker=ready.search_file.vllm.tensor_parallel_size if options.vllm else 1,
+        processes_per_worker=ready.processes,
         workers_per_gpu=options.workers_per_gpu,
         worker_bytes=least.host_bytes,
     )
@@ -175,11 +178,11 @@ def _facts(config: Mapping[str, Any], elements: int, weight_bytes: int) -> Model
         )
 
 
-def _speed(machine: Machine, on_gpu: bool, threads: int) -> tuple[str, Speed]:
+def _speed(machine: Machine, on_gpu: bool, threads: int, gpus: int) -> tuple[str, Speed]:
     """The device of one worker, by name, and what is assumed of it."""
     if on_gpu:
         name = machine.gpus[0].name
-        return name, gpu_speed(name)
+        return name if gpus == 1 else f"{gpus} {name}", gpu_speed(name).times(gpus)
     core = CORE_WITH_MATRIX_UNIT if machine.matrix_unit else CORE
     return some(threads, "core"), core.times(threads)
 

@@ -64,7 +64,7 @@ class MergeEvaluator:
             device=self._context.device,
             threads=self._context.threads,
             batch_size=self._backend.batch_size,
-            memory_bytes=_memory_bytes(self._context.device),
+            memory_bytes=self._backend.held_bytes(),
             probe_s=time.perf_counter() - started,
             search_items=item_count(probe.outcome.report) if isinstance(probe.outcome, Scored) else 0,
             suite_digest=self._backend.suite_digest,
@@ -141,15 +141,3 @@ class MergeEvaluator:
             return 0
         jobs = self._engine.plan(parse_recipe(self._spec.probe)).jobs
         return max(4 * math.prod(job.shape) * (len(job.sources) + 1) for job in jobs)
-
-
-def _memory_bytes(device: str) -> int:
-    """What this worker alone takes: source files are mapped, and all workers of a machine share them."""
-    if device == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    import psutil
-
-    held = psutil.Process().memory_info()
-    return int(held.rss - getattr(held, "shared", 0))

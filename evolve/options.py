@@ -49,7 +49,6 @@ class SearchOptions:
     save_final_model: bool = True
     view: View = "auto"
 
-    @property
-    def wanted_workers(self) -> int | None:
-        """None: as many as fit."""
-        return self.num_workers or (self.num_gpus or 0) * self.workers_per_gpu or None
+    def wanted_workers(self, processes: int) -> int | None:
+        """How many, if each takes so many GPUs; None: as many as fit."""
+        return self.num_workers or (self.num_gpus or 0) * self.workers_per_gpu // processes or None

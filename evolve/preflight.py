@@ -46,7 +46,10 @@ DEFAULT_MAX_FEVALS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """Everything that passed; ``search_file`` has the command line's overrides in it."""
+    """Everything that passed; ``search_file`` has the command line's overrides in it.
+
+    ``processes``: of each worker; an engine with tensor parallelism has several.
+    """
 
     search_file: SearchFile
     space: Space
@@ -55,6 +58,7 @@ class Ready:
     initial: tuple[InitialRecipe, ...]
     max_fevals: int
     time_limit_s: float | None
+    processes: int = 1
 
     @property
     def pattern(self) -> str:
@@ -96,7 +100,7 @@ def inspect(
         problems += benchmark_problems(search_file)
     problems += size_problems(search_file, headers)
     problems += chat_template_problems(search_file, headers)
-    problems += _vllm_problems(search_file, headers) if options.vllm else ()
+    problems += _vllm_problems(search_file, headers, options) if options.vllm else ()
     recipes = read_initial(search_file.initial, headers, problems, allow_crimes=options.allow_crimes)
     space = None if problems else _space(search_file, headers, problems, options)
     if space is None:
@@ -109,6 +113,7 @@ def inspect(
         headers=headers,
         initial=place_initial(recipes, space),
         max_fevals=options.max_fevals or max_fevals(search_file),
+        processes=search_file.vllm.tensor_parallel_size if options.vllm else 1,
         time_limit_s=options.timeout_s or (None if budget.hours is None else budget.hours * 3600),
     )
 
@@ -193,7 +198,13 @@ def _option_problems(options: SearchOptions) -> Iterator[Problem]:
         yield Problem(f"--load-in-{options.bits}bit", what, "pip install 'mergevolve[quantized]'")
 
 
-def _vllm_problems(search_file: SearchFile, headers: Mapping[str, CheckpointHeader]) -> Iterator[Problem]:
+def _vllm_problems(
+    search_file: SearchFile, headers: Mapping[str, CheckpointHeader], options: SearchOptions
+) -> Iterator[Problem]:
+    gpus = search_file.vllm.tensor_parallel_size
+    if options.num_gpus and options.num_gpus < gpus:
+        what = f"a worker takes {gpus} GPUs (vllm.tensor_parallel_size)"
+        yield Problem(f"--num-gpus {options.num_gpus}", what, f"--num-gpus {gpus}, or a multiple of it")
     try:
         vllm_settings(search_file.vllm)
     except ValueError as error:

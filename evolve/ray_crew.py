@@ -38,7 +38,7 @@ class Crew:
                 alive_nodes(),
                 num_workers=settings.num_workers,
                 device=settings.device,
-                gpus_per_worker=settings.gpus_per_worker,
+                processes_per_worker=settings.processes_per_worker,
                 workers_per_gpu=settings.workers_per_gpu,
                 worker_bytes=settings.worker_bytes,
             )

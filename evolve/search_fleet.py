@@ -53,13 +53,13 @@ def start_fleet(
     return RayFleet(
         _evaluator_factory(ready, options, storage, folders(winners), batch_size),
         FleetSettings(
-            num_workers=options.wanted_workers,
+            num_workers=options.wanted_workers(ready.processes),
             address=options.ray_address,
             device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
             logs=storage.logs,
             candidate_limit_s=options.candidate_timeout_s,
             retries=options.retries,
-            gpus_per_worker=ready.search_file.vllm.tensor_parallel_size if options.vllm else 1,
+            processes_per_worker=ready.processes,
             workers_per_gpu=options.workers_per_gpu,
             worker_bytes=worker_bytes,
             batch_size=batch_size,
@@ -81,7 +81,7 @@ def make_room(ready: Ready, options: SearchOptions, storage: StoragePath) -> Ite
     removed = remove_left_overs(root)
     if removed:
         yield f"removed {len(removed)} scratch folders that killed workers left below {root}"
-    check_room(root, candidate_bytes(ready), options.wanted_workers or 1, disk.owner)
+    check_room(root, candidate_bytes(ready), options.wanted_workers(ready.processes) or 1, disk.owner)
     yield f"candidates are merged to the disk, below {root}, and removed once they are scored"
 
 

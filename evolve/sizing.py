@@ -23,6 +23,8 @@ _PROGRAM_BYTES: dict[Backend, int] = {
     "vllm": 1_600_000_000,
 }
 _GPU_PROGRAM_BYTES = 1_500_000_000  # libraries of a GPU, in the machine's memory; not measured
+_ENGINE_DRIVER_BYTES = 600_000_000  # of an engine with several processes: that which asks them,
+_ENGINE_PROCESS_BYTES = 700_000_000  # and each of them
 _CONTEXT_BYTES = 500_000_000  # of a process on a GPU, in the GPU's memory; not measured
 _PREPARED_SHARE = 0.04  # of the source models: counts of magnitudes and the like, 0 to 3.6 % measured
 _MERGE_PIECE_ELEMENTS = 2**24  # that a GPU merges at a time, in fp32
@@ -64,8 +66,9 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Memory of one worker, part by part. Without a GPU all of it is the machine's, with one only programs
-    and what is prepared are. Source files are mapped, and shared by all workers of a machine.
+    """Memory of one worker, part by part. Without a GPU all of it is the machine's; with one only programs
+    and what is prepared are, and all else is of each of its GPUs. Source files are mapped, and shared by all
+    workers of a machine.
     """
 
     programs_bytes: int
@@ -124,6 +127,7 @@ def need(
     memory_bytes: int,
     rows: int | None = None,
     bits: int | None = None,
+    processes: int = 1,
 ) -> Need:
     """What one worker needs.
 
@@ -131,16 +135,20 @@ def need(
         memory_bytes: that it may have; batches take what the rest leaves of it.
         rows: texts at a time; None: what fits, at most 512 (of vLLM: 256).
         bits: of weights that are quantised while they are scored.
+        processes: of an engine with tensor parallelism, 1 for all else. Each has its part of the weights,
+            keys and values; GPUs share a merge as well, without them each merges everything.
     """
     weight_bytes = model.facts.weight_bytes
     per_row = row_bytes(model.facts, work.longest_tokens)
     if backend == "vllm":  # keys and values are there once
         per_row = 2 * model.facts.layers * model.facts.kv_size * weight_bytes * work.longest_tokens
+    parts, merges = (processes, 1) if on_gpu else (1, processes)
+    per_row = -(-per_row // parts)
     smallest = Need(
-        programs_bytes=_PROGRAM_BYTES[backend] + (_GPU_PROGRAM_BYTES if on_gpu else 0),
-        weights_bytes=_weights_bytes(model, backend, bits),
-        prepared_bytes=round(_PREPARED_SHARE * model.source_bytes),
-        merge_bytes=_merge_bytes(model, backend, on_gpu),
+        programs_bytes=_programs_bytes(backend, on_gpu, processes),
+        weights_bytes=-(-_weights_bytes(model, backend, bits) // parts),
+        prepared_bytes=merges * round(_PREPARED_SHARE * model.source_bytes),
+        merge_bytes=merges * _merge_bytes(model, backend, on_gpu),
         row_bytes=per_row,
         rows=1,
         on_gpu=on_gpu,
@@ -152,7 +160,7 @@ def need(
     return replace(smallest, rows=rows)
 
 
-def duration(model: ModelSize, work: Workload, rows: int, speed: Speed) -> Duration:
+def duration(model: ModelSize, work: Workload, rows: int, speed: Speed, *, merges: int = 1) -> Duration:
     """How long a candidate takes one worker; a fifth to two times as long is as near as this can come.
 
     A product of weights and ``rows`` texts takes the time to read the weights and that to multiply them.
@@ -170,7 +178,7 @@ def duration(model: ModelSize, work: Workload, rows: int, speed: Speed) -> Durat
     cache = 2 * facts.layers * facts.kv_size * facts.weight_bytes * work.prompt_tokens
     read = steps * model.parameters * facts.weight_bytes + work.texts * work.answer_tokens * cache
     return Duration(
-        merge_s=model.source_bytes / speed.merge_bytes_per_s,
+        merge_s=merges * model.source_bytes / speed.merge_bytes_per_s,
         prompts_s=prompts / speed.flops_per_s,
         answers_s=answers / speed.flops_per_s + read / speed.weights_bytes_per_s,
     )
@@ -186,6 +194,13 @@ def parts(need: Need) -> str:
         f"batches of {need.rows}": need.batch_bytes,
     }
     return ", ".join(f"{gigabytes(size)} {name}" for name, size in found.items() if size >= 1e6)
+
+
+def _programs_bytes(backend: Backend, on_gpu: bool, processes: int) -> int:
+    libraries_bytes = _GPU_PROGRAM_BYTES if on_gpu else 0
+    if processes == 1:
+        return _PROGRAM_BYTES[backend] + libraries_bytes
+    return _ENGINE_DRIVER_BYTES + processes * (_ENGINE_PROCESS_BYTES + libraries_bytes)
 
 
 def _weights_bytes(model: ModelSize, backend: Backend, bits: int | None) -> int:

@@ -66,17 +66,17 @@ def plan_share(
     *,
     num_workers: int | None,
     device: str | None,
-    gpus_per_worker: int = 1,
+    processes_per_worker: int = 1,
     workers_per_gpu: int = 1,
     worker_bytes: int = 0,
 ) -> Share:
     """The share of each worker on the machines that are there at the start.
 
     Args:
-        num_workers: None takes one per GPU (or per ``gpus_per_worker``, which must be on one machine), or,
-            without GPUs, one per core and at most 8 on each machine.
+        num_workers: None takes one per GPU, or, without GPUs, one per core and at most 8 on each machine.
         device: "cpu" leaves GPUs alone; None uses them where there are any.
-        workers_per_gpu: more than one share each GPU, with ``gpus_per_worker`` of 1.
+        processes_per_worker: GPUs that each takes, all on one machine; or without GPUs the fewest cores.
+        workers_per_gpu: more than one share each GPU, with ``processes_per_worker`` of 1.
         worker_bytes: memory of the machine that each worker needs at least: where there is too little, there
             are fewer workers than GPUs or cores.
 
@@ -87,38 +87,41 @@ def plan_share(
     if device == "cuda" and not gpus:
         raise FleetError("workers were asked to use GPUs, but the cluster has none")
     if gpus:
-        if gpus_per_worker > 1 and workers_per_gpu > 1:
+        if processes_per_worker > 1 and workers_per_gpu > 1:
             raise FleetError(
-                f"workers that take {gpus_per_worker} GPUs each cannot share them: --workers-per-gpu 1"
+                f"workers that take {processes_per_worker} GPUs each cannot share them: --workers-per-gpu 1"
             )
-        fitting = sum(node.gpus * workers_per_gpu // gpus_per_worker for node in nodes)
+        fitting = sum(node.gpus * workers_per_gpu // processes_per_worker for node in nodes)
         if fitting < (num_workers or 1):
             wanted = f"{num_workers or 1} workers do not fit on {gpus} GPUs"
-            each = f"{workers_per_gpu} share each" if workers_per_gpu > 1 else f"each takes {gpus_per_worker}"
+            shares = workers_per_gpu > 1
+            each = f"{workers_per_gpu} share each" if shares else f"each takes {processes_per_worker}"
             raise FleetError(f"{wanted}: {each} of one machine")
         share = Share(
             threads=max(1, sum(node.cores for node in nodes) // (num_workers or fitting)),
             device="cuda",
-            gpus=gpus_per_worker,
+            gpus=processes_per_worker,
             limit=num_workers,
             worker_bytes=worker_bytes,
             workers_per_gpu=workers_per_gpu,
         )
     else:
-        threads = _cpu_threads(nodes, num_workers, worker_bytes)
+        threads = _cpu_threads(nodes, num_workers, processes_per_worker, worker_bytes)
         share = Share(threads=threads, device="cpu", gpus=0, limit=num_workers, worker_bytes=worker_bytes)
     _check_memory(share, nodes)
     return share
 
 
-def _cpu_threads(nodes: Sequence[Node], num_workers: int | None, worker_bytes: int) -> int:
+def _cpu_threads(
+    nodes: Sequence[Node], num_workers: int | None, least_threads: int, worker_bytes: int
+) -> int:
     if num_workers is not None:
         return threads_per_worker([node.cores for node in nodes], num_workers)
     largest = max(nodes, key=lambda node: node.cores, default=None)
     if largest is None:
         return 1
     # Few workers on a large machine share all of its cores.
-    workers = min(_MOST_CPU_WORKERS, _most_in_memory(largest, worker_bytes))
+    workers = min(_MOST_CPU_WORKERS, largest.cores // least_threads, _most_in_memory(largest, worker_bytes))
     return max(1, largest.cores // max(workers, 1))
 
 

@@ -45,6 +45,13 @@ class Backend(Suite, Protocol):
         """
         ...
 
+    def held_bytes(self) -> int:
+        """Memory of the model's processes where the weights are: see `fitness.held_memory`.
+
+        Of several processes on the same machine all together; where each has a GPU, of the one with most.
+        """
+        ...
+
     def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Takes every weight of a model. A tensor that is already the resident storage is not copied.
 

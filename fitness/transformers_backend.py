@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fitness.backend import Split
 from fitness.errors import ModelError
+from fitness.held_memory import held_bytes
 from fitness.resident import ResidentModel
 from fitness.results import Report
 from fitness.suite import SuiteSpec
@@ -87,6 +88,10 @@ class TransformersBackend:
     def tensors(self) -> Mapping[str, Tensor]:
         """The resident storage by checkpoint name, tied weights once."""
         return self._model.tensors()
+
+    def held_bytes(self) -> int:
+        """See `fitness.backend.Backend.held_bytes`."""
+        return held_bytes(self._model.traits.device.type)
 
     def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """See `fitness.backend.Backend.load`. After an error, nothing is scored before the next load."""

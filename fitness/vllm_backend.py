@@ -101,6 +101,10 @@ class VllmBackend:
         """Nothing: vLLM keeps weights in a form of its own and takes new tensors."""
         return {}
 
+    def held_bytes(self) -> int:
+        """See `fitness.backend.Backend.held_bytes`."""
+        return self._engine.held_bytes()
+
     def load(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """See `fitness.backend.Backend.load`. After an error, nothing is scored before the next load."""
         self._loaded = False

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitness.errors import ModelError
 from fitness.heap import keep_freed_memory
+from fitness.held_memory import held_bytes
 from fitness.requests import Continuation, Generation, Likelihood, Tokens
 from fitness.vllm_settings import VllmSettings
 from fitness.vllm_worker import QUALIFIED_NAME
@@ -103,6 +104,16 @@ class VllmEngine:
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         outputs = self._ask([window.prefix + window.target for window in windows], parameters)
         return [_likelihood(window, output) for window, output in zip(windows, outputs, strict=True)]
+
+    def held_bytes(self) -> int:
+        """Memory of the engine: of the GPU where it holds most, or of all of its processes on the machine."""
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        workers: list[int] = self._llm.collective_rpc("held_bytes", args=(device,))
+        if device == "cuda":
+            return max(workers)
+        return sum(workers) + (held_bytes(device) if len(workers) > 1 else 0)
 
     def _ask(self, prompts: Sequence[Tokens], parameters: Any) -> list[Any]:
         started = time.perf_counter()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fitness.errors import ModelError, StreamError
+from fitness.held_memory import held_bytes
 from fitness.vllm_sharing import Divisible, shared
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class StreamLoader:
         for _ in tensors:  # what vLLM did not take: other workers wait for this one's share of it
             pass
         return arriving.end()
+
+    def held_bytes(self, device: str) -> int:
+        """See `fitness.held_memory.held_bytes`."""
+        return held_bytes(device)
 
 
 def _divided(stream: Stream) -> Stream:

@@ -66,10 +66,17 @@ def test_every_worker_gets_the_same_share(
 
 def test_a_machine_without_gpus_gets_no_worker_among_some_with() -> None:
     nodes = _nodes((16, 4), (64, 0))
-    share = plan_share(nodes, num_workers=None, device=None, gpus_per_worker=2)
+    share = plan_share(nodes, num_workers=None, device=None, processes_per_worker=2)
     assert share.resources == {"num_gpus": 2, "num_cpus": 0}
     assert [node.host for node in missing_workers(share, nodes, {})] == ["host0", "host0"]
     assert plan_share(nodes, num_workers=None, device="cpu").gpus == 0
+
+
+@pytest.mark.parametrize(("cores", "threads", "workers"), [(8, 2, 4), (2, 2, 1), (1, 1, 1), (64, 8, 8)])
+def test_without_gpus_each_process_of_a_worker_has_a_core(cores: int, threads: int, workers: int) -> None:
+    nodes = _nodes((cores, 0))
+    share = plan_share(nodes, num_workers=None, device=None, processes_per_worker=2)
+    assert (share.threads, share.fitting(nodes[0])) == (threads, workers)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +93,7 @@ def test_shares_that_do_not_fit_are_refused(
     device = gpus if isinstance(gpus, str) else None
     per_worker = gpus if isinstance(gpus, int) else 1
     with pytest.raises(FleetError, match=message):
-        plan_share(_nodes(*machines), num_workers=workers, device=device, gpus_per_worker=per_worker)
+        plan_share(_nodes(*machines), num_workers=workers, device=device, processes_per_worker=per_worker)
 
 
 def test_workers_start_where_most_room_is_and_never_more_than_asked_for() -> None:
@@ -152,7 +159,7 @@ def test_several_workers_may_share_a_gpu() -> None:
 def test_workers_that_cannot_share_gpus_are_refused() -> None:
     message = "workers that take 2 GPUs each cannot share them: --workers-per-gpu 1"
     with pytest.raises(FleetError, match=message):
-        plan_share(_nodes((8, 4)), num_workers=None, device=None, gpus_per_worker=2, workers_per_gpu=2)
+        plan_share(_nodes((8, 4)), num_workers=None, device=None, processes_per_worker=2, workers_per_gpu=2)
     with pytest.raises(FleetError, match="5 workers do not fit on 2 GPUs: 2 share each of one machine"):
         plan_share(_nodes((8, 2)), num_workers=5, device=None, workers_per_gpu=2)
 

@@ -54,7 +54,7 @@ def main() -> None:
 
     ray.init("local", num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
     (node,) = alive_nodes()
-    share = plan_share([node], num_workers=None, device=None, gpus_per_worker=2)
+    share = plan_share([node], num_workers=None, device=None, processes_per_worker=2)
     assert share.fitting(node) == 2
     slots = [
         start_slot(f"worker-{i}", node, share, look, logs=None, batch_size=None, limit_s=60.0)

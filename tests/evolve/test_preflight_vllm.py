@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,30 @@ def problems(options: SearchOptions) -> str:
     return str(caught.value)
 
 
-def test_engines_over_several_devices_are_fine(options: SearchOptions) -> None:
+def over_two(options: SearchOptions) -> None:
     data = yaml.safe_load(options.search_file.read_text())
     options.search_file.write_text(yaml.safe_dump({**data, "vllm": {"tensor_parallel_size": 2}}))
-    assert inspect(options).search_file.vllm.tensor_parallel_size == 2
+
+
+def test_engines_over_several_devices_are_fine(options: SearchOptions) -> None:
+    over_two(options)
+    assert inspect(options).processes == 2
+    assert inspect(replace(options, vllm=False)).processes == 1
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(None, None), (2, 1), (4, 2), (5, 2)])
+def test_gpus_are_given_to_engines_over_several(
+    options: SearchOptions, gpus: int | None, workers: int | None
+) -> None:
+    over_two(options)
+    assert replace(options, num_gpus=gpus).wanted_workers(inspect(options).processes) == workers
+
+
+def test_too_few_gpus_for_one_engine_are_refused(options: SearchOptions) -> None:
+    over_two(options)
+    message = problems(replace(options, num_gpus=1))
+    assert "--num-gpus 1: a worker takes 2 GPUs (vllm.tensor_parallel_size)" in message
+    assert "--num-gpus 2, or a multiple of it" in message
 
 
 def test_a_quantised_source_is_refused_by_name(options: SearchOptions) -> None:

@@ -72,6 +72,24 @@ def test_quantised_weights_take_their_bits_but_for_embeddings() -> None:
     assert smaller == [kept + (whole - kept) // 2, kept + (whole - kept) // 4]
 
 
+def test_processes_of_an_engine_have_a_part_of_the_weights_each_and_share_merges_on_gpus_only() -> None:
+    one, two = (
+        need(SEVEN_B, WORK, backend="vllm", on_gpu=True, memory_bytes=10**11, rows=8, processes=count)
+        for count in (1, 2)
+    )
+    assert (two.weights_bytes, two.row_bytes) == (one.weights_bytes // 2, one.row_bytes // 2)
+    assert (two.merge_bytes, two.prepared_bytes) == (one.merge_bytes, one.prepared_bytes)
+    assert two.programs_bytes > one.programs_bytes + 10**9
+    one, two = (
+        need(SEVEN_B, WORK, backend="vllm", on_gpu=False, memory_bytes=10**11, rows=8, processes=count)
+        for count in (1, 2)
+    )
+    assert (two.weights_bytes, two.row_bytes) == (one.weights_bytes, one.row_bytes)
+    assert (two.merge_bytes, two.prepared_bytes) == (2 * one.merge_bytes, 2 * one.prepared_bytes)
+    usual, twice = (duration(SEVEN_B, WORK, 8, CORE, merges=merges) for merges in (1, 2))
+    assert (twice.merge_s, twice.answers_s) == (2 * usual.merge_s, usual.answers_s)
+
+
 def test_a_candidate_takes_longer_with_more_of_anything_and_less_with_more_rows_and_devices() -> None:
     usual = duration(SEVEN_B, WORK, 64, CORE)
     assert usual.total_s == usual.merge_s + usual.prompts_s + usual.answers_s
