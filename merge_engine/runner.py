@@ -22,7 +22,8 @@ Dtypes = tuple[torch.dtype, torch.dtype]
 PIECE_ELEMENTS = 2**15  # eager: some ten fp32 temporaries of this size stay in a core's cache
 EAGER_RUN_ELEMENTS = 2**20  # then look whether the kernel has been compiled meanwhile
 COMPILED_FROM_ELEMENTS = 2**8  # a call of a compiled kernel costs some 20 us, less than any eager one
-COMPILED_RUN_ELEMENTS = 2**21  # what one of several threads does at a time
+COMPILED_RUN_ELEMENTS = 2**22  # what one of several threads does at a time, at most
+LEAST_SHARE = 2**18  # and at least: less is done before another one has woken up
 DEVICE_FROM_ELEMENTS = 2**20  # on an accelerator compiling is worth it for long tensors,
 DEVICE_RUN_ELEMENTS = 2**24  # and launching costs more than temporaries
 
@@ -86,7 +87,9 @@ class Runner:
             end = min(begin + step, call.stop)
             compiled([_first(call, begin), *flatten(inputs.tensors(begin, end)), *arguments])
 
-        step = COMPILED_RUN_ELEMENTS if torch.get_num_threads() > 1 else _LONGEST_RUN
+        threads = torch.get_num_threads()
+        share = max(-(-(call.stop - start) // threads), LEAST_SHARE)
+        step = min(share, COMPILED_RUN_ELEMENTS) if threads > 1 else _LONGEST_RUN
         mapped(run, range(start, call.stop, step))
 
     def _run_eagerly(self, inputs: _Inputs, call: Call, start: int, stop: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,11 +14,42 @@ import torch
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+_here = threading.local()  # `is_helper`: this thread is one of a pool
+
 
 def mapped(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
-    """``function`` of each item, in order, by as many threads as torch would take."""
-    threads = min(torch.get_num_threads(), len(items))
-    if threads <= 1:
+    """``function`` of each item, in order, by as many threads as torch would take, this one among them.
+
+    Within ``function`` it is one thread's work again.
+    """
+    helpers = min(torch.get_num_threads(), len(items)) - 1
+    if helpers < 1 or getattr(_here, "is_helper", False):
         return list(map(function, items))
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
+    results: dict[int, _Result] = {}
+    left = iter(range(len(items)))
+
+    def work() -> None:
+        for place in left:
+            results[place] = function(items[place])
+
+    pool = _helpers(torch.get_num_threads() - 1)
+    futures = [pool.submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        for future in futures:
+            future.result()
+    return [results[place] for place in range(len(items))]
+
+
+@functools.cache
+def _helpers(threads: int) -> ThreadPoolExecutor:
+    """They stay: to start some for each tensor takes longer than to merge most tensors."""
+    return ThreadPoolExecutor(threads, "merging", initializer=_begin)
+
+
+def _begin() -> None:
+    _here.is_helper = True
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # a new process has none of them

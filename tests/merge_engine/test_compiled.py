@@ -72,7 +72,11 @@ def test_loops_over_many_models_become_vectors(
     assert sources
     for source in sources:
         lines = source.splitlines()
-        text = "for (int32_t j = from / 2" if "pair* const pairs" in source else "for (int32_t i = from"
+        text = (
+            "for (int32_t j = from / 2"
+            if "reinterpret_cast<pair*>(block)" in source
+            else "for (int32_t i = from"
+        )
         (first,) = (number for number, line in enumerate(lines, start=1) if text in line)
         done = _vectorised(source, tmp_path)
         assert {first, first + 1} & done, f"line {first}, not {done}"
