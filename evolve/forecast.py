@@ -74,11 +74,10 @@ def forecast(ready: Ready, options: SearchOptions, machine: Machine) -> Forecast
         memory_bytes = memory_bytes if on_gpu else memory_bytes // workers
     full = size(memory_bytes=memory_bytes, rows=options.batch_size)
     device, speed = _speed(machine, on_gpu, threads, ready.processes)
-    merges = 1 if on_gpu else ready.processes
     return Forecast(
         need=full,
         least_bytes=least.host_bytes,
-        duration=duration(model, work, full.rows, speed, merges=merges),
+        duration=duration(model, work, full.rows, speed, merges=full.merges),
         work=work,
         workers=workers,
         device=device,
@@ -100,7 +99,7 @@ def _workers(ready: Ready, options: SearchOptions, machine: Machine, least: Need
     share = plan_share(
         [node],
         num_workers=options.wanted_workers(ready.processes),
-        device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
+        device=options.device,
         processes_per_worker=ready.processes,
         workers_per_gpu=options.workers_per_gpu,
         worker_bytes=least.host_bytes,

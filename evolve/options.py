@@ -49,6 +49,11 @@ class SearchOptions:
     save_final_model: bool = True
     view: View = "auto"
 
+    @property
+    def device(self) -> str | None:
+        """That workers are to use; None: GPUs where there are any."""
+        return None if self.num_gpus is None else "cuda" if self.num_gpus else "cpu"
+
     def wanted_workers(self, processes: int) -> int | None:
         """How many, if each takes so many GPUs; None: as many as fit."""
         return self.num_workers or (self.num_gpus or 0) * self.workers_per_gpu // processes or None

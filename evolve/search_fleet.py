@@ -55,7 +55,7 @@ def start_fleet(
         FleetSettings(
             num_workers=options.wanted_workers(ready.processes),
             address=options.ray_address,
-            device=None if options.num_gpus is None else "cuda" if options.num_gpus else "cpu",
+            device=options.device,
             logs=storage.logs,
             candidate_limit_s=options.candidate_timeout_s,
             retries=options.retries,

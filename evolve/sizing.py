@@ -68,7 +68,7 @@ class Workload:
 class Need:
     """Memory of one worker, part by part. Without a GPU all of it is the machine's; with one only programs
     and what is prepared are, and all else is of each of its GPUs. Source files are mapped, and shared by all
-    workers of a machine.
+    workers of a machine. ``merges``: how often it merges each candidate.
     """
 
     programs_bytes: int
@@ -77,6 +77,7 @@ class Need:
     merge_bytes: int
     row_bytes: int
     rows: int
+    merges: int
     on_gpu: bool
 
     @property
@@ -151,6 +152,7 @@ def need(
         merge_bytes=merges * _merge_bytes(model, backend, on_gpu),
         row_bytes=per_row,
         rows=1,
+        merges=merges,
         on_gpu=on_gpu,
     )
     if rows is None:

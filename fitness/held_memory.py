@@ -8,7 +8,7 @@ def held_bytes(device: str) -> int:
 
     Mapped files are not counted, which all processes of a machine share. ``device``: "cpu" or "cuda".
     """
-    if device.startswith("cuda"):
+    if device == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_allocated())

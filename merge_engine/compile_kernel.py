@@ -27,7 +27,7 @@ from merge_engine.kernel_variants import EXAMPLE_ELEMENTS, Variant, example, fla
 from merge_engine.methods.rounding import rounded
 
 # Values are those of the operations as they are written: no product is fused into a sum, integers wrap round.
-EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
+_EXACT = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
 _LIBRARY = ("-x", "c++", "-std=c++17", "-O3", "-shared", "-fPIC", "-w")
 
 
@@ -78,11 +78,16 @@ def compile_library(source: str, library: Path) -> None:
         raise RuntimeError("no C++ compiler: install g++ or clang++, or name one in $CXX")
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
-        command = [found, *_LIBRARY, *EXACT, *_processor_options(), "-o", str(made), "-"]
+        command = [found, *flags(), "-o", str(made), "-"]
         done = subprocess.run(command, input=source, text=True, capture_output=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{found} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
         made.replace(library)
+
+
+def flags() -> tuple[str, ...]:
+    """What the compiler is told, the result's name and ``-``, for the source on standard input, apart."""
+    return *_LIBRARY, *_EXACT, *_processor_options()
 
 
 def _traced(variant: Variant) -> torch.fx.Graph:

@@ -20,7 +20,7 @@ _here = threading.local()  # `is_helper`: this thread is one of a pool
 def mapped(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
     """``function`` of each item, in order, by as many threads as torch would take, this one among them.
 
-    Within ``function`` it is one thread's work again.
+    Called by ``function`` again, helpers work alone: they do not wait for each other.
     """
     helpers = min(torch.get_num_threads(), len(items)) - 1
     if helpers < 1 or getattr(_here, "is_helper", False):

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """A single one while the block runs."""
+def torch_threads(count: int) -> Iterator[None]:
+    """So many while the block runs."""
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(threads)

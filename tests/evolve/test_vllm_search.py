@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,10 +12,9 @@ import pytest
 
 from evolve.journal import read_journal
 from evolve.outcome import Scored
-from evolve.records import CandidateRecord
 from tests.evolve import tiny
+from tests.evolve.command_line import candidates, driver
 
-ROOT = Path(__file__).parents[2]
 BUDGET, KILLED_AFTER = 30, 6  # the first five are baselines
 
 pytestmark = [
@@ -41,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine = "vllm: {tensor_parallel_size: 2, max_num_seqs: 32, dtype: float32}"
     search = tiny.search_text(folder, candidates=BUDGET, extra=engine)
     (folder / "search.yml").write_text(search, encoding="utf-8")
-    with driver(folder, "first.log") as process:
-        while len(done(folder)) < KILLED_AFTER:
+    with driver(folder, "first.log", "--vllm") as process:
+        while len(candidates(folder)) < KILLED_AFTER:
             assert process.poll() is None, (folder / "first.log").read_text()
             time.sleep(0.05)
         started = psutil.Process(process.pid).children(recursive=True)
@@ -55,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         while any(map(lives, engines)) and time.monotonic() < given_up_s:
             time.sleep(0.1)
         assert not any(map(lives, engines)), "an engine outlived its search"
-    with driver(folder, "second.log") as process:
+    with driver(folder, "second.log", "--vllm") as process:
         assert process.wait(timeout=400) == 0, (folder / "second.log").read_text()
     return folder
 
@@ -68,32 +62,8 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-@contextmanager
-def driver(folder: Path, log: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`mergekit-evolve --vllm` in a process of its own, killed if it outlives the block."""
-    command = [sys.executable, "-c", "from evolve.cli.search import main; main()", "search.yml", "--vllm"]
-    command += ["--storage-path", "run", "--task-search-path", "tasks", "--num-workers", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (folder / log).open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def done(folder: Path) -> tuple[CandidateRecord, ...]:
-    """The candidates in the journal, as far as it has begun."""
-    path = folder / "run" / "journal.jsonl"
-    begun = path.exists() and b"\n" in path.read_bytes()
-    return read_journal(path).candidates if begun else ()
-
-
 def test_it_goes_on_where_it_was_killed_and_counts_no_candidate_twice(folder: Path) -> None:
-    before, after = read_journal(folder / "killed.jsonl").candidates, done(folder)
+    before, after = read_journal(folder / "killed.jsonl").candidates, candidates(folder)
     assert KILLED_AFTER <= len(before) < len(after)
     assert after[: len(before)] == before
     assert sorted(record.id for record in after) == list(range(len(after)))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,28 +15,10 @@ from evolve.journal import JournalView, read_journal
 from evolve.outcome import Scored
 from evolve.scratch import Scratch
 from tests.evolve import tiny
+from tests.evolve.command_line import candidates, driver
 from tests.evolve.test_scratch import HOST, left_over
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-
-
-@contextmanager
-def driver(folder: Path, log: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`mergekit-evolve` in a process of its own, killed if it outlives the block."""
-    command = [sys.executable, "-c", "from evolve.cli.search import main; main()", "search.yml"]
-    command += ["--storage-path", "run", "--task-search-path", "tasks", "--num-workers", "1", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with (folder / log).open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
 
 
 def wait_until(
@@ -57,7 +37,7 @@ def journal(folder: Path) -> JournalView:
 
 
 def has_scored(folder: Path, count: int) -> bool:
-    return (folder / "run" / "journal.jsonl").exists() and len(journal(folder).candidates) >= count
+    return len(candidates(folder)) >= count
 
 
 def scratch_folders(folder: Path, ours: Sequence[Path] = ()) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.threads import one_thread
+from tests.threads import torch_threads
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -118,7 +118,7 @@ def _datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny models run a hundred times slower with more threads than idle cores."""
-    with one_thread():
+    with torch_threads(1):
         yield
 
 

@@ -86,8 +86,8 @@ def _vectorised(source: str, folder: Path) -> set[int]:
     """Lines of C++ at which there are loops that g++ turns into vectors."""
     found = compile_kernel.compiler()
     assert found is not None
-    command = [found, "-x", "c++", "-std=c++17", "-O3", "-w", "-march=native", *compile_kernel.EXACT]
-    command += ["-fopt-info-vec-optimized", "-S", "-o", str(folder / "kernel.s"), "-"]
+    made = str(folder / "kernel.so")
+    command = [found, *compile_kernel.flags(), "-fopt-info-vec-optimized", "-o", made, "-"]
     done = subprocess.run(command, input=source, text=True, capture_output=True, check=True)
     return {int(line.split(":")[1]) for line in done.stderr.splitlines() if "loop vectorized" in line}
 

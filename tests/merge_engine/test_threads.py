@@ -8,17 +8,15 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from merge_engine.threads import mapped
+from tests.threads import torch_threads
 
 
 @pytest.fixture(autouse=True)
 def three_threads() -> Iterator[None]:
-    usual = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(usual)
+    with torch_threads(3):
+        yield
 
 
 def slow_square(number: int) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.threads import one_thread
+from tests.threads import torch_threads
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
-    with one_thread():
+    with torch_threads(1):
         yield
